@@ -1,0 +1,224 @@
+//! Who is asking: finds the credential of a request and turns it into an identity. `tokens` issues and verifies.
+
+pub mod tokens;
+
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+
+use super::error::{Code, Error};
+use crate::transport::headers::X_API_KEY;
+use tokens::{Denied, Tokens};
+
+/// Somebody whose credential was verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The user (`sub`).
+    pub user: Arc<str>,
+    /// What the credential is good for.
+    pub scopes: Scopes,
+    /// The token's id (`jti`), if it has one.
+    pub token_id: Option<Arc<str>>,
+    /// When it was issued, seconds since 1970.
+    pub issued: Option<u64>,
+    /// When it ends, seconds since 1970; never, if none.
+    pub expires: Option<u64>,
+}
+
+/// What a credential is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scopes {
+    /// May attach a bridge.
+    pub bridge: bool,
+    /// May make requests.
+    pub api: bool,
+}
+
+impl Scopes {
+    /// Reads a `scope` claim; one that names none of ours has both.
+    pub fn parse(text: Option<&str>) -> Self {
+        let has = |name| text.is_some_and(|text| text.split(' ').any(|scope| scope == name));
+        let (bridge, api) = (has("bridge"), has("api"));
+        if bridge || api {
+            Self { bridge, api }
+        } else {
+            Self {
+                bridge: true,
+                api: true,
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Scopes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match (self.bridge, self.api) {
+            (true, true) => "bridge api",
+            (true, false) => "bridge",
+            (false, true) => "api",
+            (false, false) => "",
+        })
+    }
+}
+
+/// Finds out who makes requests.
+///
+/// # Errors
+/// `unauthorized` or `forbidden`; the reason goes to the log, not to the caller.
+pub fn caller(tokens: &Tokens, headers: &HeaderMap) -> Result<Identity, Error> {
+    let identity = identify(tokens, credential(headers)?.as_deref())?;
+    if !identity.scopes.api {
+        return Err(Error::new(
+            Code::Forbidden,
+            "this token is for bridges only (scope bridge); use one with the scope api",
+        ));
+    }
+    Ok(identity)
+}
+
+/// Finds out whose bridge connects; `?token=` serves those who cannot set headers.
+///
+/// # Errors
+/// As for [`caller`].
+pub fn bridge(tokens: &Tokens, headers: &HeaderMap, query: Option<&str>) -> Result<Identity, Error> {
+    let from_header = credential(headers)?;
+    let token = from_header.as_deref().or_else(|| query_token(query));
+    let identity = identify(tokens, token)?;
+    if !identity.scopes.bridge {
+        return Err(Error::new(
+            Code::Forbidden,
+            "this token is for callers only (scope api); a bridge needs one with the scope bridge",
+        ));
+    }
+    Ok(identity)
+}
+
+/// Finds out who asks, whatever the credential is good for.
+///
+/// # Errors
+/// `unauthorized`.
+pub fn anyone(tokens: &Tokens, headers: &HeaderMap) -> Result<Identity, Error> {
+    identify(tokens, credential(headers)?.as_deref())
+}
+
+/// Verifies one token.
+///
+/// # Errors
+/// `unauthorized`, in the same words for every reason but the ones its holder can mend.
+pub fn identify(tokens: &Tokens, token: Option<&str>) -> Result<Identity, Error> {
+    let denied = match token {
+        None => Denied::Missing,
+        Some(token) => match tokens.verify(token) {
+            Ok(identity) => return Ok(identity),
+            Err(denied) => denied,
+        },
+    };
+    tracing::info!(reason = %denied, "refused a request");
+    let detail = match denied {
+        Denied::Missing => "a token is needed: send it as 'Authorization: Bearer TOKEN'",
+        Denied::Expired => "this token has expired; ask the operator of the relay for a new one",
+        _ => "this token is not accepted; ask the operator of the relay for a new one",
+    };
+    Err(Error::new(Code::Unauthorized, detail))
+}
+
+/// The one credential of a request: `Authorization: Bearer`, `x-api-key`, or the password of `Authorization: Basic`.
+fn credential(headers: &HeaderMap) -> Result<Option<String>, Error> {
+    let mut found: Option<String> = None;
+    let bearers = headers
+        .get_all(AUTHORIZATION)
+        .into_iter()
+        .filter_map(|value| authorization(value.to_str().ok()?));
+    let keys = headers
+        .get_all(X_API_KEY)
+        .into_iter()
+        .filter_map(|value| Some(value.to_str().ok()?.trim().to_owned()));
+    for token in bearers.chain(keys) {
+        match &found {
+            Some(other) if *other != token => {
+                tracing::info!(reason = "two different credentials", "refused a request");
+                return Err(Error::new(
+                    Code::BadRequest,
+                    "the request carries two different credentials; send one",
+                ));
+            }
+            _ => found = Some(token),
+        }
+    }
+    Ok(found)
+}
+
+fn authorization(value: &str) -> Option<String> {
+    let (scheme, rest) = value.split_once(' ')?;
+    let rest = rest.trim();
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return Some(rest.to_owned());
+    }
+    if scheme.eq_ignore_ascii_case("basic") {
+        let pair = String::from_utf8(BASE64.decode(rest).ok()?).ok()?;
+        return pair.split_once(':').map(|(_, password)| password.to_owned());
+    }
+    None
+}
+
+fn query_token(query: Option<&str>) -> Option<&str> {
+    // Our tokens need no escapes in a query (RFC 7515: base64url and dots).
+    query?.split('&').find_map(|pair| pair.strip_prefix("token="))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{HeaderName, HeaderValue};
+
+    fn of(fields: &[(HeaderName, &str)]) -> Result<Option<String>, Error> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(name, HeaderValue::from_str(value).unwrap());
+        }
+        credential(&headers)
+    }
+
+    #[test]
+    fn a_token_is_found_wherever_a_client_can_put_it() {
+        let basic = format!("Basic {}", BASE64.encode("anybody:tok:en"));
+        for (name, value, token) in [
+            (AUTHORIZATION, "Bearer token", "token"),
+            (AUTHORIZATION, "bearer  token", "token"),
+            (AUTHORIZATION, basic.as_str(), "tok:en"),
+            (X_API_KEY, "token", "token"),
+        ] {
+            assert_eq!(of(&[(name, value)]).unwrap().as_deref(), Some(token), "{value}");
+        }
+        assert_eq!(of(&[(AUTHORIZATION, "Digest x")]).unwrap(), None);
+        assert_eq!(of(&[(AUTHORIZATION, "token")]).unwrap(), None);
+        assert_eq!(query_token(Some("a=b&token=t")), Some("t"));
+    }
+
+    #[test]
+    fn two_credentials_must_agree() {
+        let same = [(AUTHORIZATION, "Bearer a"), (X_API_KEY, "a")];
+        assert_eq!(of(&same).unwrap().as_deref(), Some("a"));
+        let different = [(AUTHORIZATION, "Bearer a"), (X_API_KEY, "b")];
+        assert_eq!(of(&different).unwrap_err().code, Code::BadRequest);
+    }
+
+    #[test]
+    fn a_token_that_names_none_of_our_scopes_has_both() {
+        let both = Scopes {
+            bridge: true,
+            api: true,
+        };
+        assert_eq!(Scopes::parse(None), both);
+        assert_eq!(Scopes::parse(Some("openid email")), both);
+        assert_eq!(Scopes::parse(Some("api bridge")), both);
+        let api = Scopes {
+            bridge: false,
+            api: true,
+        };
+        assert_eq!(Scopes::parse(Some("openid api")), api);
+    }
+}

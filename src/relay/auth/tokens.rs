@@ -1,0 +1,285 @@
+//! The relay's own tokens: JWTs signed with HS256 (RFC 7519, following RFC 8725: one algorithm, fixed here, never the token's
+//! choice).
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use aws_lc_rs::{hmac, rand};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+
+use super::{Identity, Scopes};
+use crate::token::{Claims, Secret};
+
+/// A token longer than this is not looked at, octets.
+const LONGEST: usize = 8 * 1024;
+/// Verified tokens that are remembered.
+const REMEMBERED: usize = 4096;
+/// The longest name of a user, octets.
+const LONGEST_USER: usize = 256;
+
+/// Why a token is not accepted; for the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// There is none.
+    #[error("no token")]
+    Missing,
+    /// It is longer than any token of ours.
+    #[error("token too long")]
+    TooLong,
+    /// It is no JWT with our claims.
+    #[error("token malformed")]
+    Malformed,
+    /// Its algorithm is not HS256.
+    #[error("token with a wrong algorithm")]
+    Algorithm,
+    /// Somebody else signed it.
+    #[error("token with a wrong signature")]
+    Signature,
+    /// Its time is over.
+    #[error("token expired")]
+    Expired,
+    /// Its time has not come.
+    #[error("token not yet valid")]
+    NotYetValid,
+    /// It names no user, or none that could be one.
+    #[error("token without a proper user")]
+    NoUser,
+}
+
+/// Why no token could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    /// The user's name cannot stand in a token.
+    #[error("a user's name has 1 to 256 characters and no control characters")]
+    BadUser,
+    /// The system gives no random numbers, or signing failed.
+    #[error("the token could not be signed")]
+    Signing,
+}
+
+/// Issues and verifies tokens.
+pub struct Tokens {
+    signing: EncodingKey,
+    verifying: DecodingKey,
+    validation: Validation,
+    bridge_ids: hmac::Key,
+    verified: Mutex<HashMap<String, Identity>>,
+}
+
+impl Tokens {
+    /// Uses this secret; 32 octets at least (RFC 7518 §3.2), which `cmd::relay` checks.
+    pub fn new(secret: &[u8]) -> Self {
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.required_spec_claims.clear();
+        validation.validate_nbf = true;
+        validation.validate_aud = false;
+        validation.leeway = 0;
+        // Another purpose, another key: an id must say nothing of the secret that signs.
+        let purpose = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), b"tunnel bridge id");
+        Self {
+            signing: EncodingKey::from_secret(secret),
+            verifying: DecodingKey::from_secret(secret),
+            validation,
+            bridge_ids: hmac::Key::new(hmac::HMAC_SHA256, purpose.as_ref()),
+            verified: Mutex::default(),
+        }
+    }
+
+    /// Signs a token for the user that lives as long as given, or for ever.
+    ///
+    /// # Errors
+    /// [`IssueError`] for a name that cannot be one.
+    pub fn issue(&self, user: &str, scopes: Scopes, life: Option<Duration>) -> Result<Secret, IssueError> {
+        if !is_user(user) {
+            return Err(IssueError::BadUser);
+        }
+        let mut id = [0; 12];
+        rand::fill(&mut id).map_err(|_| IssueError::Signing)?;
+        let now = now();
+        let claims = Claims {
+            sub: user.to_owned(),
+            iat: Some(now),
+            nbf: None,
+            exp: life.map(|life| now + life.as_secs()),
+            jti: Some(URL_SAFE_NO_PAD.encode(id)),
+            scope: Some(scopes.to_string()),
+        };
+        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.signing)
+            .map(|token| Secret::new(&token))
+            .map_err(|_| IssueError::Signing)
+    }
+
+    /// A fresh token of the same user, scope and length.
+    ///
+    /// # Errors
+    /// As for [`Tokens::issue`].
+    pub fn renew(&self, identity: &Identity) -> Result<(Secret, Option<u64>), IssueError> {
+        let life = identity
+            .expires
+            .map(|end| Duration::from_secs(end.saturating_sub(identity.issued.unwrap_or_else(now)).max(1)));
+        let token = self.issue(&identity.user, identity.scopes, life)?;
+        Ok((token, life.map(|life| now() + life.as_secs())))
+    }
+
+    /// Checks a token and tells whose it is.
+    ///
+    /// # Errors
+    /// [`Denied`] with the reason.
+    pub fn verify(&self, token: &str) -> Result<Identity, Denied> {
+        if token.len() > LONGEST {
+            return Err(Denied::TooLong);
+        }
+        if let Some(identity) = self.lock().get(token) {
+            return match identity.expires {
+                Some(end) if end <= now() => Err(Denied::Expired),
+                _ => Ok(identity.clone()),
+            };
+        }
+        let identity = self.verify_signature(token)?;
+        let mut verified = self.lock();
+        if verified.len() >= REMEMBERED {
+            verified.clear();
+        }
+        verified.insert(token.to_owned(), identity.clone());
+        Ok(identity)
+    }
+
+    fn verify_signature(&self, token: &str) -> Result<Identity, Denied> {
+        let decoded = jsonwebtoken::decode::<Claims>(token, &self.verifying, &self.validation);
+        let claims = decoded.map_err(|error| denied(error.kind()))?.claims;
+        if !is_user(&claims.sub) {
+            return Err(Denied::NoUser);
+        }
+        Ok(Identity {
+            user: claims.sub.into(),
+            scopes: Scopes::parse(claims.scope.as_deref()),
+            token_id: claims.jti.map(Into::into),
+            issued: claims.iat,
+            expires: claims.exp,
+        })
+    }
+
+    /// The id of a user's bridge: the same for ever, and for nobody else.
+    pub fn bridge_id(&self, user: &str, client_id: &str) -> String {
+        let mut context = hmac::Context::with_key(&self.bridge_ids);
+        // The length keeps two pairs from reading the same.
+        context.update(&(user.len() as u64).to_be_bytes());
+        context.update(user.as_bytes());
+        context.update(client_id.as_bytes());
+        URL_SAFE_NO_PAD.encode(&context.sign().as_ref()[..15])
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Identity>> {
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tokens")
+    }
+}
+
+fn denied(kind: &ErrorKind) -> Denied {
+    match kind {
+        ErrorKind::ExpiredSignature => Denied::Expired,
+        ErrorKind::ImmatureSignature => Denied::NotYetValid,
+        ErrorKind::InvalidSignature => Denied::Signature,
+        ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => Denied::Algorithm,
+        ErrorKind::Json(error) if error.to_string().contains("`sub`") => Denied::NoUser,
+        ErrorKind::Json(error) if error.to_string().contains("unknown variant") => Denied::Algorithm,
+        _ => Denied::Malformed,
+    }
+}
+
+fn is_user(name: &str) -> bool {
+    !name.is_empty() && name.len() <= LONGEST_USER && !name.chars().any(char::is_control)
+}
+
+/// Seconds since 1970.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOTH: Scopes = Scopes {
+        bridge: true,
+        api: true,
+    };
+
+    fn tokens() -> Tokens {
+        Tokens::new(&[7; 32])
+    }
+
+    fn sign(header: &str, claims: &str) -> String {
+        let text = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &[7; 32]);
+        let signature = URL_SAFE_NO_PAD.encode(hmac::sign(&key, text.as_bytes()));
+        format!("{text}.{signature}")
+    }
+
+    #[test]
+    fn a_token_says_what_it_was_issued_for() {
+        let tokens = tokens();
+        let scopes = Scopes {
+            bridge: true,
+            api: false,
+        };
+        let token = tokens.issue("ann", scopes, Some(Duration::from_secs(60))).unwrap();
+        for _ in 0..2 {
+            let identity = tokens.verify(token.expose()).unwrap();
+            assert_eq!((&*identity.user, identity.scopes), ("ann", scopes));
+            assert_eq!(identity.expires.unwrap() - identity.issued.unwrap(), 60);
+        }
+        assert_eq!(tokens.issue("", BOTH, None).err().map(|e| e.to_string().len() > 10), Some(true));
+    }
+
+    #[test]
+    fn what_is_not_ours_is_denied_with_its_reason() {
+        let tokens = tokens();
+        let hs256 = r#"{"alg":"HS256","typ":"JWT"}"#;
+        let none = format!("{}.{}.", URL_SAFE_NO_PAD.encode(r#"{"alg":"none"}"#), URL_SAFE_NO_PAD.encode("{}"));
+        let other = Tokens::new(&[8; 32]).issue("ann", BOTH, None).unwrap();
+        for (token, reason) in [
+            (sign(hs256, r#"{"sub":"ann","exp":1}"#), Denied::Expired),
+            (sign(hs256, r#"{"sub":"ann","nbf":99999999999}"#), Denied::NotYetValid),
+            (sign(hs256, r#"{"sub":""}"#), Denied::NoUser),
+            (sign(hs256, r#"{"sub":"a\nb"}"#), Denied::NoUser),
+            (sign(hs256, "{}"), Denied::NoUser),
+            (sign(r#"{"alg":"RS256"}"#, r#"{"sub":"ann"}"#), Denied::Algorithm),
+            (sign(r#"{"alg":"HS512"}"#, r#"{"sub":"ann"}"#), Denied::Algorithm),
+            (none, Denied::Algorithm),
+            (other.expose().to_owned(), Denied::Signature),
+            ("nonsense".to_owned(), Denied::Malformed),
+            ("x".repeat(100 * 1024), Denied::TooLong),
+        ] {
+            assert_eq!(tokens.verify(&token).unwrap_err(), reason, "{}", &token[..20.min(token.len())]);
+        }
+    }
+
+    #[test]
+    fn a_remembered_token_ends_all_the_same() {
+        let tokens = tokens();
+        let token = tokens.issue("ann", BOTH, None).unwrap();
+        tokens.verify(token.expose()).unwrap();
+        for identity in tokens.lock().values_mut() {
+            identity.expires = Some(1);
+        }
+        assert_eq!(tokens.verify(token.expose()), Err(Denied::Expired));
+    }
+
+    #[test]
+    fn a_bridge_id_is_of_one_user_and_one_client() {
+        let tokens = tokens();
+        assert_eq!(tokens.bridge_id("ann", "x"), tokens.bridge_id("ann", "x"));
+        assert_ne!(tokens.bridge_id("ann", "x"), tokens.bridge_id("bob", "x"));
+        assert_ne!(tokens.bridge_id("ann", "xy"), tokens.bridge_id("annx", "y"));
+    }
+}

@@ -1,0 +1,248 @@
+//! One connection of a caller or a bridge: HTTP/1.1 or HTTP/2 on it, how long it may be idle, and how it is closed.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
+
+use super::{Relay, config::Limits, handle};
+use crate::transport::http1::BUFFER;
+use crate::transport::socket;
+
+/// How long a connection is drained before it is closed: what a caller still sends while it does not yet read our answer.
+const LINGER: Duration = Duration::from_secs(5);
+/// A caller that sends nothing more for so long is not waited for.
+const LINGER_SILENCE: Duration = Duration::from_secs(1);
+
+/// What the requests of one connection share.
+#[derive(Debug, Clone)]
+pub struct Caller(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    address: SocketAddr,
+    broken: Arc<AtomicBool>,
+    opened: Instant,
+    requests: AtomicU64,
+    active: AtomicUsize,
+    idle_since_ms: AtomicU64,
+}
+
+impl Caller {
+    fn new(address: SocketAddr) -> Self {
+        Self(Arc::new(Shared {
+            address,
+            broken: Arc::default(),
+            opened: Instant::now(),
+            requests: AtomicU64::new(0),
+            active: AtomicUsize::new(0),
+            idle_since_ms: AtomicU64::new(0),
+        }))
+    }
+
+    /// Where it comes from.
+    pub fn address(&self) -> SocketAddr {
+        self.0.address
+    }
+
+    /// Setting this makes the connection end with a reset.
+    pub fn broken(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0.broken)
+    }
+
+    fn enter(&self) -> Active {
+        self.0.requests.fetch_add(1, Ordering::Relaxed);
+        self.0.active.fetch_add(1, Ordering::AcqRel);
+        Active(self.clone())
+    }
+
+    /// When the connection has been idle for too long, as things stand.
+    fn idle_deadline(&self, limits: &Limits) -> Instant {
+        if self.0.requests.load(Ordering::Relaxed) == 0 {
+            self.0.opened + limits.first_head
+        } else if self.0.active.load(Ordering::Acquire) > 0 {
+            Instant::now() + limits.keep_alive
+        } else {
+            let since = Duration::from_millis(self.0.idle_since_ms.load(Ordering::Acquire));
+            self.0.opened + since + limits.keep_alive
+        }
+    }
+
+    async fn idle(&self, limits: &Limits) {
+        loop {
+            let deadline = self.idle_deadline(limits);
+            if deadline <= Instant::now() {
+                return;
+            }
+            sleep_until(deadline).await;
+        }
+    }
+}
+
+/// A request and its response being under way.
+pub struct Active(Caller);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        let shared = &self.0.0;
+        let ms = shared.opened.elapsed().as_millis() as u64;
+        shared.idle_since_ms.store(ms, Ordering::Release);
+        shared.active.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Serves a connection until it ends, is idle for too long, or the relay stops.
+pub async fn serve(
+    relay: Arc<Relay>,
+    stream: TcpStream,
+    address: SocketAddr,
+    permit: OwnedSemaphorePermit,
+) {
+    socket::tune_server(&stream);
+    let caller = Caller::new(address);
+    let io = CallerIo::new(stream, caller.broken(), permit);
+    let service = {
+        let relay = Arc::clone(&relay);
+        let caller = caller.clone();
+        service_fn(move |request| {
+            let active = caller.enter();
+            handle(Arc::clone(&relay), caller.clone(), active, request)
+        })
+    };
+    let builder = builder(&relay.config.limits);
+    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), service));
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            // An error is the caller's: it left, or it does not speak HTTP.
+            _ = connection.as_mut() => return,
+            () = caller.idle(&relay.config.limits) => return,
+            () = relay.shutdown.draining(), if !draining => {
+                draining = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = relay.shutdown.ended() => return,
+        }
+    }
+}
+
+fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        // The idle limits above see to it: hyper's own would also cut a connection that is kept alive.
+        .header_read_timeout(None)
+        .writev(false)
+        .max_buf_size(limits.head_size.max(BUFFER));
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(u32::try_from(limits.head_size).unwrap_or(u32::MAX))
+        .max_concurrent_streams(256)
+        .max_send_buf_size(BUFFER)
+        .keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(20));
+    builder
+}
+
+/// The socket of a connection: closes so that an early answer is still read, and resets when it must not look whole.
+#[derive(Debug)]
+pub struct CallerIo {
+    stream: TcpStream,
+    broken: Arc<AtomicBool>,
+    linger: Option<Linger>,
+    _permit: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
+struct Linger {
+    until: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl CallerIo {
+    fn new(stream: TcpStream, broken: Arc<AtomicBool>, permit: OwnedSemaphorePermit) -> Self {
+        Self {
+            stream,
+            broken,
+            linger: None,
+            _permit: permit,
+        }
+    }
+
+    /// Sets the options of a link, for a connection that became one.
+    pub fn tune_link(&self) {
+        socket::tune_link(&self.stream);
+    }
+}
+
+impl AsyncRead for CallerIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for CallerIo {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    /// Closes our side, then reads on for a little: closing with bytes unread makes the system reset the connection, and
+    /// the answer would be lost on its way.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.linger.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            self.linger = Some(Linger {
+                until: Instant::now() + LINGER,
+                timer: Box::pin(sleep(LINGER_SILENCE)),
+            });
+        }
+        let this = &mut *self;
+        let Some(linger) = &mut this.linger else {
+            return Poll::Ready(Ok(()));
+        };
+        let mut scrap = [0; 16 * 1024];
+        loop {
+            if linger.timer.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            let mut buf = ReadBuf::new(&mut scrap);
+            match Pin::new(&mut this.stream).poll_read(cx, &mut buf) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
+                // The end of file, or an error that changes nothing any more.
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+            }
+            let next = (Instant::now() + LINGER_SILENCE).min(linger.until);
+            linger.timer.as_mut().reset(next);
+        }
+    }
+}
+
+impl Drop for CallerIo {
+    fn drop(&mut self) {
+        if self.broken.load(Ordering::Acquire) {
+            socket::reset_on_close(&self.stream);
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! Carries a caller's request to a bridge and the response back: finds the session, keeps the bounds, scrubs both heads.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, HOST};
+use http::uri::PathAndQuery;
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::Relay;
+use super::auth::Identity;
+use super::connection::{Active, Caller};
+use super::error::{Code, Error};
+use super::registry::{InFlight, Session};
+use super::router::Target;
+use crate::transport::idle::{Activity, IdleLimit};
+use crate::transport::{Body, BoxError, ExchangeError, Link, empty, headers, upgrade};
+
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// What an exchange holds as long as it lasts.
+struct Held {
+    _active: Active,
+    _user: InFlight,
+    _bridge: InFlight,
+}
+
+/// Forwards the request.
+///
+/// # Errors
+/// Everything that can be told before the response head; what breaks later breaks the body.
+pub async fn forward(
+    relay: &Arc<Relay>,
+    caller: &Caller,
+    active: Active,
+    identity: &Identity,
+    target: Target,
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, Error> {
+    let limits = &relay.config.limits;
+    let user = relay
+        .registry
+        .enter(&identity.user, limits.in_flight_per_user)
+        .ok_or_else(|| Error::new(Code::Overloaded, "you have as many requests in flight as one user may"))?;
+    let near = upgrade::of_request(&mut request);
+    let is_http10 = request.version() == Version::HTTP_10;
+    let activity = Activity::begin();
+    let too_large = Arc::new(AtomicBool::new(false));
+    let request = outgoing(relay, caller, &target, request, &activity, &too_large)?;
+    let wanted = target.bridge.as_deref();
+    let mut idle = IdleLimit::new(activity.clone(), limits.idle);
+    let (response, bridge) = tokio::select! {
+        answered = call(relay, &identity.user, wanted, request) => answered,
+        () = &mut idle => Err(Error::new(Code::Timeout, "nothing moved for too long; the request was given up")),
+    }
+    .map_err(|error| {
+        if too_large.load(Ordering::Relaxed) {
+            body_too_large()
+        } else {
+            error
+        }
+    })?;
+    let held = Held {
+        _active: active,
+        _user: user,
+        _bridge: bridge,
+    };
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return switch(relay, near, response, held);
+    }
+    let broken = is_http10.then(|| caller.broken());
+    Ok(incoming(response, |body| GuardedBody {
+        body,
+        activity,
+        idle,
+        broken,
+        _held: held,
+    }))
+}
+
+/// Makes the request that goes to the bridge.
+fn outgoing(
+    relay: &Relay,
+    caller: &Caller,
+    target: &Target,
+    request: Request<Incoming>,
+    activity: &Activity,
+    too_large: &Arc<AtomicBool>,
+) -> Result<Request<Body>, Error> {
+    let most = relay.config.limits.body;
+    if let (Some(most), Some(length)) = (most, http_body::Body::size_hint(request.body()).exact())
+        && length > most
+    {
+        return Err(body_too_large());
+    }
+    let (mut parts, body) = request.into_parts();
+    let host = parts.uri.authority().map(|authority| authority.as_str().to_owned());
+    let path: PathAndQuery = target
+        .path_and_query
+        .parse()
+        .map_err(|_| Error::new(Code::BadRequest, "the path cannot be forwarded"))?;
+    parts.uri = Uri::from(path);
+    parts.version = Version::HTTP_11;
+    // The connection that hyper would upgrade is ours, not the bridge's.
+    parts.extensions = http::Extensions::new();
+    let upgrades = headers::is_upgrade(&parts.headers);
+    headers::remove_hop_by_hop(&mut parts.headers, upgrades);
+    headers::remove_caller_identity(&mut parts.headers);
+    headers::remove_origin(&mut parts.headers);
+    if let Some(host) = host.and_then(|host| HeaderValue::from_str(&host).ok()) {
+        parts.headers.insert(HOST, host);
+    }
+    if let Ok(address) = HeaderValue::from_str(&caller.address().ip().to_string()) {
+        parts.headers.insert(X_FORWARDED_FOR, address);
+    }
+    parts.headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    if let Some(host) = parts.headers.get(HOST).cloned() {
+        parts.headers.insert(X_FORWARDED_HOST, host);
+    }
+    let body = if http_body::Body::is_end_stream(&body) {
+        empty()
+    } else {
+        MeteredBody {
+            body,
+            activity: activity.clone(),
+            left: most,
+            too_large: Arc::clone(too_large),
+        }
+        .boxed_unsync()
+    };
+    Ok(Request::from_parts(parts, body))
+}
+
+fn body_too_large() -> Error {
+    Error::new(Code::TooLarge, "the request body is larger than this relay takes (its option --max-body)")
+}
+
+/// Calls a bridge. A request that did not reach its bridge at all, or that may be repeated (RFC 9110 §9.2.2: GET and HEAD), is
+/// sent once more if the link broke under it.
+async fn call(
+    relay: &Relay,
+    user: &Arc<str>,
+    wanted: Option<&str>,
+    request: Request<Body>,
+) -> Result<(Response<Body>, InFlight), Error> {
+    let deadline = Instant::now() + relay.config.wait_for_bridge;
+    let session = find(relay, user, wanted, deadline).await?;
+    let spare = repeatable(&request);
+    let limit = relay.config.limits.in_flight_per_bridge;
+    let unsent = match call_session(&session, limit, request).await {
+        Ok(answered) => return Ok(answered),
+        Err(ExchangeError::NotSent(request)) => *request,
+        Err(ExchangeError::Gone(detail)) => match spare {
+            Some(request) => request,
+            None => return Err(ExchangeError::Gone(detail).into()),
+        },
+        Err(error) => return Err(error.into()),
+    };
+    let session = find(relay, user, wanted, deadline.max(Instant::now())).await?;
+    Ok(call_session(&session, limit, unsent).await?)
+}
+
+async fn find(
+    relay: &Relay,
+    user: &Arc<str>,
+    wanted: Option<&str>,
+    deadline: Instant,
+) -> Result<Arc<Session>, Error> {
+    if let Some(session) = relay.registry.pick(user, wanted) {
+        return Ok(session);
+    }
+    let found = relay.registry.await_bridge(user, wanted, deadline).await;
+    found.ok_or_else(|| {
+        if relay.shutdown.is_draining() {
+            return Error::new(Code::Draining, "the relay is stopping; try again in a moment");
+        }
+        let detail = match wanted {
+            Some(_) => "no bridge of that name is connected; run 'tunnel bridge' on the desktop",
+            None => "no bridge is connected; run 'tunnel bridge' on the desktop",
+        };
+        Error::new(Code::NoBridge, detail)
+    })
+}
+
+async fn call_session(
+    session: &Session,
+    limit: usize,
+    request: Request<Body>,
+) -> Result<(Response<Body>, InFlight), ExchangeError> {
+    let in_flight = session.enter(limit).ok_or(ExchangeError::Overloaded)?;
+    let link: &Arc<dyn Link> = session.link();
+    let response = link.call(request).await?;
+    Ok((response, in_flight))
+}
+
+/// A copy of a request without a body that may be sent twice.
+fn repeatable(request: &Request<Body>) -> Option<Request<Body>> {
+    let may = matches!(*request.method(), Method::GET | Method::HEAD)
+        && http_body::Body::is_end_stream(request.body())
+        && !headers::is_upgrade(request.headers());
+    may.then(|| {
+        let mut copy = Request::new(empty());
+        *copy.method_mut() = request.method().clone();
+        *copy.uri_mut() = request.uri().clone();
+        *copy.headers_mut() = request.headers().clone();
+        copy
+    })
+}
+
+/// Makes the response that goes to the caller.
+fn incoming(response: Response<Body>, guard: impl FnOnce(Body) -> GuardedBody) -> Response<Body> {
+    let (mut parts, body) = response.into_parts();
+    parts.version = Version::HTTP_11;
+    headers::remove_hop_by_hop(&mut parts.headers, false);
+    headers::remove_tunnel(&mut parts.headers);
+    let streams = !parts.headers.contains_key(CONTENT_LENGTH) && !http_body::Body::is_end_stream(&body);
+    if streams {
+        for (name, value) in [
+            (X_ACCEL_BUFFERING, "no"),
+            (CACHE_CONTROL, "no-cache, no-transform"),
+        ] {
+            parts
+                .headers
+                .entry(name)
+                .or_insert_with(|| HeaderValue::from_static(value));
+        }
+    }
+    Response::from_parts(parts, guard(body).boxed_unsync())
+}
+
+/// Joins the caller's connection with the bridge's after a 101.
+fn switch(
+    relay: &Relay,
+    near: Option<hyper::upgrade::OnUpgrade>,
+    mut response: Response<Body>,
+    held: Held,
+) -> Result<Response<Body>, Error> {
+    let near = near.ok_or_else(|| Error::new(Code::BridgeGone, "the bridge switched protocols unasked"))?;
+    let far = upgrade::of_response(&mut response);
+    let idle = relay.config.limits.idle;
+    let shutdown = relay.shutdown.clone();
+    relay.shutdown.tracker().spawn(async move {
+        tokio::select! {
+            // How an upgraded connection ends is between caller and upstream.
+            _ = upgrade::join(near, far, idle) => {}
+            () = shutdown.ended() => {}
+        }
+        drop(held);
+    });
+    headers::remove_hop_by_hop(response.headers_mut(), true);
+    headers::remove_tunnel(response.headers_mut());
+    Ok(response)
+}
+
+/// A request body on its way to the bridge: counted, and bounded where `--max-body` says so.
+struct MeteredBody {
+    body: Incoming,
+    activity: Activity,
+    left: Option<u64>,
+    too_large: Arc<AtomicBool>,
+}
+
+impl http_body::Body for MeteredBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        let Poll::Ready(Some(Ok(frame))) = frame else {
+            return frame.map_err(Into::into);
+        };
+        self.activity.touch();
+        if let (Some(left), Some(data)) = (&mut self.left, frame.data_ref()) {
+            match left.checked_sub(data.len() as u64) {
+                Some(rest) => *left = rest,
+                None => {
+                    self.too_large.store(true, Ordering::Relaxed);
+                    return Poll::Ready(Some(Err("the body is too large".into())));
+                }
+            }
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A response body on its way to the caller: breaks when nothing moves for too long, and holds what the exchange holds.
+struct GuardedBody {
+    // Dropped in this order: the stream is free again before the next exchange is let in.
+    body: Body,
+    activity: Activity,
+    idle: IdleLimit,
+    /// Set where a broken body could be taken for a whole one (HTTP/1.0): the connection is then reset.
+    broken: Option<Arc<AtomicBool>>,
+    _held: Held,
+}
+
+impl http_body::Body for GuardedBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        let frame = match Pin::new(&mut this.body).poll_frame(cx) {
+            Poll::Pending => match Pin::new(&mut this.idle).poll(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(()) => Some(Err("nothing moved for too long".into())),
+            },
+            Poll::Ready(frame) => frame,
+        };
+        this.activity.touch();
+        if let (Some(Err(_)), Some(broken)) = (&frame, &this.broken) {
+            broken.store(true, Ordering::Release);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,220 @@
+//! The public server: accepts callers and bridges, routes, drains.
+//!
+//! A caller's request walks down this list: [`connection`] (one TCP connection), [`router`] (whose path it is), [`auth`] (who
+//! asks), [`dispatch`] (to which bridge, and back), [`registry`] (which bridges there are). A bridge's walks into
+//! [`session`]; what the relay answers itself is in [`own`]; [`error`] and [`cors`] finish every answer.
+
+pub mod auth;
+pub mod config;
+pub mod connection;
+pub mod cors;
+pub mod dispatch;
+pub mod error;
+pub mod own;
+pub mod registry;
+pub mod router;
+pub mod session;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::header::ORIGIN;
+use http::uri::Uri;
+use http::{HeaderValue, Request, Response};
+use hyper::body::Incoming;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use self::auth::tokens::Tokens;
+use self::config::Config;
+use self::connection::{Active, Caller};
+use self::cors::Cors;
+use self::error::{Code, Error, Shape};
+use self::registry::Registry;
+use self::router::Route;
+use crate::shutdown::Shutdown;
+use crate::transport::Body;
+use crate::transport::headers::X_REQUEST_ID;
+
+/// Between two sweeps of the registry.
+const SWEEP: Duration = Duration::from_secs(60);
+/// After the system could not accept a connection (descriptors are used up, for one).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Everything a request may need; one for the process.
+#[derive(Debug)]
+pub struct Relay {
+    /// The settings.
+    pub config: Config,
+    /// Issues and verifies tokens.
+    pub tokens: Tokens,
+    /// The bridges that are connected.
+    pub registry: Registry,
+    /// Who may call from a web page.
+    pub cors: Cors,
+    /// How it stops.
+    pub shutdown: Shutdown,
+    connections: Arc<Semaphore>,
+    request_ids: RequestIds,
+}
+
+impl Relay {
+    /// A relay with nobody connected.
+    pub fn new(config: Config, tokens: Tokens, shutdown: Shutdown) -> Arc<Self> {
+        Arc::new(Self {
+            registry: Registry::new(config.limits.bridges_per_user),
+            cors: Cors::new(config.cors_origins.clone()),
+            connections: Arc::new(Semaphore::new(config.limits.connections)),
+            request_ids: RequestIds::new(),
+            config,
+            tokens,
+            shutdown,
+        })
+    }
+}
+
+/// Serves until the shutdown, then finishes what is in flight within the grace period.
+pub async fn serve(listener: TcpListener, relay: Arc<Relay>) {
+    tokio::select! {
+        () = accept(&listener, &relay) => {}
+        () = sweep(&relay) => {}
+        () = relay.shutdown.draining() => {}
+    }
+    drop(listener);
+    relay.shutdown.finish(relay.config.grace).await;
+}
+
+async fn accept(listener: &TcpListener, relay: &Arc<Relay>) {
+    loop {
+        // Past the limit, callers wait in the system's queue until somebody leaves.
+        let Ok(permit) = Arc::clone(&relay.connections).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, address)) => {
+                let connection = connection::serve(Arc::clone(relay), stream, address, permit);
+                relay.shutdown.tracker().spawn(connection);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "could not accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn sweep(relay: &Relay) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        relay.registry.sweep();
+    }
+}
+
+/// Answers one request; every answer gets its CORS permission and its id here.
+async fn handle(
+    relay: Arc<Relay>,
+    caller: Caller,
+    active: Active,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    let id = relay.request_ids.next();
+    let origin = request.headers().get(ORIGIN).cloned();
+    let mut response = match relay.cors.preflight(request.method(), request.headers()) {
+        Some(preflight) => preflight,
+        None => answer(&relay, &caller, active, request, id.clone()).await,
+    };
+    relay.cors.apply(origin.as_ref(), response.headers_mut());
+    response.headers_mut().insert(X_REQUEST_ID, id);
+    Ok(response)
+}
+
+async fn answer(
+    relay: &Arc<Relay>,
+    caller: &Caller,
+    active: Active,
+    mut request: Request<Incoming>,
+    id: HeaderValue,
+) -> Response<Body> {
+    let method = request.method().clone();
+    let uri = request.uri().clone();
+    request.headers_mut().insert(X_REQUEST_ID, id.clone());
+    let answered = respond(relay, caller, active, request).await;
+    let path = uri.path();
+    match answered {
+        Ok(response) => {
+            tracing::debug!(?id, %method, path, status = response.status().as_u16(), "answered");
+            response
+        }
+        Err(error) => {
+            tracing::debug!(?id, %method, path, %error, "refused");
+            error.into_response(Shape::of(path))
+        }
+    }
+}
+
+async fn respond(
+    relay: &Arc<Relay>,
+    caller: &Caller,
+    active: Active,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Error> {
+    check_target(&request)?;
+    let headers = request.headers();
+    match router::route(request.method(), request.uri(), headers)? {
+        Route::Health => Ok(own::health()),
+        Route::Ready => Ok(own::ready(relay)),
+        Route::Version => Ok(own::version()),
+        Route::RenewToken => own::renew_token(relay, headers),
+        Route::Bridges => own::bridges(relay, headers).await,
+        Route::Bridge => session::upgrade(relay, request),
+        Route::Forward(target) => {
+            let identity = auth::caller(&relay.tokens, headers)?;
+            dispatch::forward(relay, caller, active, &identity, target, request).await
+        }
+    }
+}
+
+/// A target in absolute form must name the host that the request itself names: the relay is no forward proxy.
+fn check_target(request: &Request<Incoming>) -> Result<(), Error> {
+    let uri: &Uri = request.uri();
+    let Some(authority) = uri.authority() else {
+        return Ok(());
+    };
+    let host = request.headers().get(http::header::HOST);
+    let same = host.is_none_or(|host| host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()));
+    if same && !authority.as_str().contains('@') && uri.path().starts_with('/') {
+        Ok(())
+    } else {
+        Err(Error::new(
+            Code::BadRequest,
+            "the request line names another host; this relay is no forward proxy",
+        ))
+    }
+}
+
+/// Names for requests: random at each start, then counted.
+#[derive(Debug)]
+struct RequestIds {
+    prefix: u32,
+    next: AtomicU64,
+}
+
+impl RequestIds {
+    fn new() -> Self {
+        let mut random = [0; 4];
+        // Without random numbers the names are still unique within this process.
+        let _ = aws_lc_rs::rand::fill(&mut random);
+        Self {
+            prefix: u32::from_be_bytes(random),
+            next: AtomicU64::new(1),
+        }
+    }
+
+    fn next(&self) -> HeaderValue {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let text = format!("{:08x}-{number:x}", self.prefix);
+        HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("0"))
+    }
+}

@@ -1,0 +1,119 @@
+//! The relay's own routes: health, version, the caller's bridges, token renewal.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::future::join_all;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::auth;
+use super::error::{Code, Error};
+use super::registry::Session;
+use super::Relay;
+use crate::transport::{Body, collect, empty, full};
+
+/// How long a bridge may take to tell its models for a list.
+const MODELS_TIMEOUT: Duration = Duration::from_secs(2);
+const MODELS_SIZE: usize = 1024 * 1024;
+
+/// `GET /healthz`: the process answers.
+pub fn health() -> Response<Body> {
+    json_response(StatusCode::OK, &json!({"status": "ok"}))
+}
+
+/// `GET /readyz`: work is taken.
+pub fn ready(relay: &Relay) -> Response<Body> {
+    if relay.shutdown.is_draining() {
+        json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({"status": "draining"}))
+    } else {
+        json_response(StatusCode::OK, &json!({"status": "ready"}))
+    }
+}
+
+/// `GET /-/version`.
+pub fn version() -> Response<Body> {
+    json_response(
+        StatusCode::OK,
+        &json!({"name": "tunnel", "version": env!("CARGO_PKG_VERSION")}),
+    )
+}
+
+/// `POST /-/token/renew`: a fresh token of the same user, scope and length.
+///
+/// # Errors
+/// `unauthorized`.
+pub fn renew_token(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
+    let identity = auth::anyone(&relay.tokens, headers)?;
+    let (token, expires) = relay
+        .tokens
+        .renew(&identity)
+        .map_err(|error| Error::new(Code::BadRequest, error.to_string()))?;
+    Ok(json_response(
+        StatusCode::OK,
+        &json!({"token": token.expose(), "expires": expires}),
+    ))
+}
+
+/// `GET /api/bridge`: the caller's own bridges.
+///
+/// # Errors
+/// `unauthorized`.
+pub async fn bridges(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
+    let identity = auth::anyone(&relay.tokens, headers)?;
+    let sessions = relay.registry.list(&identity.user);
+    let bridges = join_all(sessions.iter().map(describe)).await;
+    Ok(json_response(StatusCode::OK, &json!({"bridges": bridges})))
+}
+
+async fn describe(session: &Arc<Session>) -> Value {
+    let bridge = &session.identity;
+    let link = session.link();
+    let last_seen = SystemTime::now().checked_sub(link.silence());
+    json!({
+        "id": bridge.bridge_id,
+        "name": bridge.name,
+        "transport": session.transport,
+        "reason": null,
+        "priority": bridge.priority,
+        "connectedSince": unix_ms(Some(session.since.1)),
+        "lastSeen": unix_ms(last_seen),
+        "roundTripMs": link.round_trip().map(|time| time.as_secs_f64() * 1e3),
+        "inFlight": session.in_flight(),
+        "models": models(session).await,
+    })
+}
+
+fn unix_ms(time: Option<SystemTime>) -> Option<u64> {
+    let since = time?.duration_since(UNIX_EPOCH).ok()?;
+    u64::try_from(since.as_millis()).ok()
+}
+
+/// The names of the models that the bridge's Ollama has; null where it cannot tell.
+async fn models(session: &Arc<Session>) -> Option<Vec<String>> {
+    let request = Request::get("/api/tags").header(HOST, "bridge").body(empty()).ok()?;
+    let asked = async {
+        let response = session.link().call(request).await.ok()?;
+        let response = response.status().is_success().then_some(response)?;
+        let body = collect(response.into_body(), MODELS_SIZE).await?;
+        let tags: Value = serde_json::from_slice(&body).ok()?;
+        let names = tags.get("models")?.as_array()?;
+        Some(
+            names
+                .iter()
+                .filter_map(|model| Some(model.get("name")?.as_str()?.to_owned()))
+                .collect(),
+        )
+    };
+    tokio::time::timeout(MODELS_TIMEOUT, asked).await.ok()?
+}
+
+fn json_response(status: StatusCode, value: &Value) -> Response<Body> {
+    let mut response = Response::new(full(value.to_string()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

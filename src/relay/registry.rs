@@ -1,0 +1,368 @@
+//! Which bridges are connected, whose they are, and which one gets a request (protocol.md sections 1 and 2). In memory only:
+//! nothing here waits for anything but a bridge.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::transport::{Ending, Link};
+
+/// For so long after it was lost, a bridge is expected back.
+const EXPECTED_BACK: Duration = Duration::from_secs(60);
+
+/// What a bridge says it is.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Whose it is.
+    pub user: Arc<str>,
+    /// The keyed hash of user and client id.
+    pub bridge_id: String,
+    /// The name it wishes.
+    pub name: String,
+    /// Its process.
+    pub instance: String,
+    /// The higher, the sooner it gets work.
+    pub priority: i32,
+    /// By name only, and in no list.
+    pub ephemeral: bool,
+}
+
+/// One connected bridge.
+pub struct Session {
+    /// Who it is; the name is the one it got.
+    pub identity: Identity,
+    /// Of this connection and no other.
+    pub connection_id: u64,
+    /// The transport's name, `ws` or `poll`.
+    pub transport: &'static str,
+    /// Since when this process of the bridge has been here, over whatever connections.
+    pub since: (Instant, SystemTime),
+    link: Arc<dyn Link>,
+    retired: AtomicBool,
+    in_flight: Arc<Counter>,
+}
+
+/// Counts what is in flight, and tells when nothing is.
+#[derive(Debug, Default)]
+pub struct Counter {
+    count: AtomicUsize,
+    zero: Notify,
+}
+
+impl Counter {
+    /// One more, if that is not over the limit.
+    pub fn enter(self: &Arc<Self>, limit: usize) -> Option<InFlight> {
+        self.count
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
+                (count < limit).then_some(count + 1)
+            })
+            .ok()
+            .map(|_| InFlight(Arc::clone(self)))
+    }
+
+    /// How many there are now.
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::Acquire)
+    }
+}
+
+/// One of what is counted; dropping it counts it off.
+#[derive(Debug)]
+pub struct InFlight(Arc<Counter>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.zero.notify_waiters();
+        }
+    }
+}
+
+impl Session {
+    /// Carries exchanges to the bridge.
+    pub fn link(&self) -> &Arc<dyn Link> {
+        &self.link
+    }
+
+    /// Counts an exchange in, if the bridge takes one more.
+    pub fn enter(&self, limit: usize) -> Option<InFlight> {
+        self.in_flight.enter(limit)
+    }
+
+    /// Exchanges in flight.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.count()
+    }
+
+    /// Whether a newer connection of the same process takes the new work.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+
+    /// Resolves once nothing is in flight; look again after it, more may have come.
+    pub async fn idle(&self) {
+        loop {
+            let zero = self.in_flight.zero.notified();
+            if self.in_flight() == 0 {
+                return;
+            }
+            zero.await;
+        }
+    }
+
+    /// Resolves once a newer connection took over and nothing is in flight on this one.
+    pub async fn finished(&self) {
+        loop {
+            let change = self.in_flight.zero.notified();
+            if self.is_retired() && self.in_flight() == 0 {
+                return;
+            }
+            change.await;
+        }
+    }
+
+    fn takes_work(&self) -> bool {
+        !self.is_retired() && self.link.is_alive()
+    }
+
+    fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+        self.in_flight.zero.notify_waiters();
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("identity", &self.identity)
+            .field("connection_id", &self.connection_id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Too many bridges of one user.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Full;
+
+/// All sessions.
+#[derive(Debug)]
+pub struct Registry {
+    users: Mutex<HashMap<Arc<str>, User>>,
+    next_connection: AtomicU64,
+    bridges_per_user: usize,
+    started: Instant,
+}
+
+#[derive(Debug, Default)]
+struct User {
+    sessions: Vec<Arc<Session>>,
+    away: Vec<Away>,
+    in_flight: Arc<Counter>,
+    changed: Arc<Notify>,
+}
+
+#[derive(Debug)]
+struct Away {
+    bridge_id: String,
+    name: String,
+    since: Instant,
+}
+
+impl Registry {
+    /// Nobody is here yet.
+    pub fn new(bridges_per_user: usize) -> Self {
+        Self {
+            users: Mutex::default(),
+            next_connection: AtomicU64::new(1),
+            bridges_per_user,
+            started: Instant::now(),
+        }
+    }
+
+    /// The name a bridge would get: the one it wishes, or, if another bridge of the user has it, with `-2`, `-3`…
+    ///
+    /// # Errors
+    /// [`Full`] when the user has as many bridges as may be.
+    pub fn reserve_name(&self, identity: &Identity) -> Result<String, Full> {
+        let users = self.lock();
+        let Some(user) = users.get(&identity.user) else {
+            return Ok(identity.name.clone());
+        };
+        user.free_name(identity, self.bridges_per_user)
+    }
+
+    /// Adds a session, whose link is ready. Another connection of the same client id gives way: one of the same process
+    /// finishes what it has, one of another process is ended.
+    ///
+    /// # Errors
+    /// [`Full`] when the user has as many bridges as may be.
+    pub fn insert(
+        &self,
+        mut identity: Identity,
+        transport: &'static str,
+        link: Arc<dyn Link>,
+    ) -> Result<Arc<Session>, Full> {
+        let mut users = self.lock();
+        let user = users.entry(Arc::clone(&identity.user)).or_default();
+        identity.name = user.free_name(&identity, self.bridges_per_user)?;
+        let mut since = (Instant::now(), SystemTime::now());
+        for older in &user.sessions {
+            if older.identity.bridge_id != identity.bridge_id {
+                continue;
+            }
+            if older.identity.instance == identity.instance {
+                since = since.min(older.since);
+                older.retire();
+            } else {
+                older.link.end(Ending::Replaced);
+            }
+        }
+        let session = Arc::new(Session {
+            identity,
+            connection_id: self.next_connection.fetch_add(1, Ordering::Relaxed),
+            transport,
+            since,
+            link,
+            retired: AtomicBool::new(false),
+            in_flight: Arc::default(),
+        });
+        user.away.retain(|away| away.bridge_id != session.identity.bridge_id);
+        user.sessions.push(Arc::clone(&session));
+        user.changed.notify_waiters();
+        Ok(session)
+    }
+
+    /// Removes this very connection, and no successor of it.
+    pub fn remove(&self, session: &Session) {
+        let mut users = self.lock();
+        let Some(user) = users.get_mut(&session.identity.user) else {
+            return;
+        };
+        user.sessions
+            .retain(|other| other.connection_id != session.connection_id);
+        let here = |id: &str| user.sessions.iter().any(|s| s.identity.bridge_id == id);
+        user.away.retain(|away| away.since.elapsed() < EXPECTED_BACK);
+        if !here(&session.identity.bridge_id) && !session.identity.ephemeral {
+            user.away.push(Away {
+                bridge_id: session.identity.bridge_id.clone(),
+                name: session.identity.name.clone(),
+                since: Instant::now(),
+            });
+            let over = user.away.len().saturating_sub(self.bridges_per_user);
+            user.away.drain(..over);
+        }
+        user.changed.notify_waiters();
+    }
+
+    /// Forgets users of whom nothing is left; to be called now and then.
+    pub fn sweep(&self) {
+        self.lock().retain(|_, user| {
+            user.away.retain(|away| away.since.elapsed() < EXPECTED_BACK);
+            !(user.sessions.is_empty() && user.away.is_empty() && Arc::strong_count(&user.in_flight) == 1)
+        });
+    }
+
+    /// Counts an exchange of the user in, if one more may be.
+    pub fn enter(&self, user: &Arc<str>, limit: usize) -> Option<InFlight> {
+        let mut users = self.lock();
+        match users.get(user) {
+            Some(entry) => entry.in_flight.enter(limit),
+            None => users.entry(Arc::clone(user)).or_default().in_flight.enter(limit),
+        }
+    }
+
+    /// The bridge that gets a request: the one named; else, of those that are not ephemeral, the one of the highest priority,
+    /// then the one here longest.
+    pub fn pick(&self, user: &str, wanted: Option<&str>) -> Option<Arc<Session>> {
+        let users = self.lock();
+        let candidates = users.get(user)?.sessions.iter().filter(|s| s.takes_work());
+        match wanted {
+            Some(name) => candidates.filter(|s| s.identity.name == name).next_back(),
+            None => candidates
+                .filter(|s| !s.identity.ephemeral)
+                .min_by_key(|s| (std::cmp::Reverse(s.identity.priority), s.since, s.connection_id)),
+        }
+        .map(Arc::clone)
+    }
+
+    /// Waits for the bridge as [`Registry::pick`] finds it, if it was here within the last minute, at most until `deadline`.
+    pub async fn await_bridge(
+        &self,
+        user: &Arc<str>,
+        wanted: Option<&str>,
+        deadline: Instant,
+    ) -> Option<Arc<Session>> {
+        let changed = {
+            let mut users = self.lock();
+            Arc::clone(&users.entry(Arc::clone(user)).or_default().changed)
+        };
+        loop {
+            let change = changed.notified();
+            if let Some(session) = self.pick(user, wanted) {
+                return Some(session);
+            }
+            if !self.expects(user, wanted) {
+                return None;
+            }
+            tokio::select! {
+                () = change => {}
+                () = tokio::time::sleep_until(deadline) => return None,
+            }
+        }
+    }
+
+    /// After a start, who was here before is not known: everybody is expected.
+    fn expects(&self, user: &str, wanted: Option<&str>) -> bool {
+        let expected = |since: Instant| since.elapsed() < EXPECTED_BACK;
+        expected(self.started)
+            || self.lock().get(user).is_some_and(|user| {
+                user.away
+                    .iter()
+                    .any(|away| expected(away.since) && wanted.is_none_or(|name| name == away.name))
+            })
+    }
+
+    /// A user's bridges for the eye: no ephemeral ones, no retired ones, the first to get work first.
+    pub fn list(&self, user: &str) -> Vec<Arc<Session>> {
+        let users = self.lock();
+        let sessions = users.get(user).map(|user| user.sessions.as_slice()).unwrap_or_default();
+        let mut list: Vec<_> = sessions
+            .iter()
+            .filter(|s| s.takes_work() && !s.identity.ephemeral)
+            .cloned()
+            .collect();
+        list.sort_by_key(|s| (std::cmp::Reverse(s.identity.priority), s.since, s.connection_id));
+        list
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, User>> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl User {
+    fn free_name(&self, identity: &Identity, most: usize) -> Result<String, Full> {
+        let others: Vec<&str> = self
+            .sessions
+            .iter()
+            .filter(|s| s.identity.bridge_id != identity.bridge_id)
+            .map(|s| s.identity.name.as_str())
+            .collect();
+        if others.len() >= most {
+            return Err(Full);
+        }
+        let mut name = identity.name.clone();
+        let mut number = 2;
+        while others.contains(&name.as_str()) {
+            let suffix = format!("-{number}");
+            let kept = identity.name.len().min(64 - suffix.len());
+            name = format!("{}{suffix}", &identity.name[..kept]);
+            number += 1;
+        }
+        Ok(name)
+    }
+}

@@ -1,0 +1,178 @@
+//! Which path is whose: the relay owns few, everything else goes to a bridge (protocol.md section 1). Pure: looks at the
+//! request, touches nothing.
+
+use http::{HeaderMap, Method, Uri};
+
+use super::error::{Code, Error};
+use crate::transport::headers::TUNNEL_BRIDGE;
+use crate::transport::path::normalise;
+use crate::transport::ws;
+
+/// Where a request goes.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Route {
+    /// Alive.
+    Health,
+    /// Ready for work.
+    Ready,
+    /// A bridge connects.
+    Bridge,
+    /// The caller's own bridges.
+    Bridges,
+    /// The version of the relay.
+    Version,
+    /// A fresh token for a valid one.
+    RenewToken,
+    /// To a bridge.
+    Forward(Target),
+}
+
+/// A request for a bridge.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The bridge named, if one is.
+    pub bridge: Option<String>,
+    /// The normalised path with its query.
+    pub path_and_query: String,
+}
+
+/// Decides.
+///
+/// # Errors
+/// `not_found` for a path of ours that does not exist, `bad_request` for one without a safe reading.
+pub fn route(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Route, Error> {
+    let path = uri.path();
+    match path {
+        "/healthz" | "/health" => return read_only(method, Route::Health),
+        "/readyz" => return read_only(method, Route::Ready),
+        ws::PATH => return read_only(method, Route::Bridge),
+        "/api/bridge" => return read_only(method, Route::Bridges),
+        "/-/version" => return read_only(method, Route::Version),
+        "/-/token/renew" if method == Method::POST => return Ok(Route::RenewToken),
+        _ if is_owned(path) => return Err(Error::not_found()),
+        _ => {}
+    }
+    let (named, rest) = split_prefix(path);
+    let bridge = wanted_bridge(named, headers)?;
+    let normal = normalise(rest).map_err(|error| Error::new(Code::BadRequest, error.to_string()))?;
+    if is_owned(&normal.path) {
+        return Err(Error::not_found());
+    }
+    let mut path_and_query = normal.path.into_owned();
+    if let Some(query) = uri.query() {
+        path_and_query.push('?');
+        path_and_query.push_str(query);
+    }
+    Ok(Route::Forward(Target {
+        bridge,
+        path_and_query,
+    }))
+}
+
+fn read_only(method: &Method, route: Route) -> Result<Route, Error> {
+    if method == Method::GET || method == Method::HEAD {
+        Ok(route)
+    } else {
+        Err(Error::not_found())
+    }
+}
+
+fn is_owned(path: &str) -> bool {
+    let below = |root: &str| {
+        path.strip_prefix(root)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    matches!(path, "/healthz" | "/health" | "/readyz")
+        || ["/ws/tunnel", "/api/bridge", "/-", "/.tunnel"].into_iter().any(below)
+}
+
+/// Takes a forwarding prefix off: the bridge it names, if any, and what is left.
+fn split_prefix(path: &str) -> (Option<&str>, &str) {
+    for prefix in ["/api/ollama", "/ollama"] {
+        match path.strip_prefix(prefix) {
+            Some("") => return (None, "/"),
+            Some(rest) if rest.starts_with('/') => return (None, rest),
+            _ => {}
+        }
+    }
+    match path.strip_prefix("/b/") {
+        Some(rest) => match rest.find('/') {
+            Some(at) => (Some(&rest[..at]), &rest[at..]),
+            None => (Some(rest), "/"),
+        },
+        None => (None, path),
+    }
+}
+
+fn wanted_bridge(named: Option<&str>, headers: &HeaderMap) -> Result<Option<String>, Error> {
+    let header = match headers.get(TUNNEL_BRIDGE).map(|value| value.to_str()) {
+        None => None,
+        Some(Ok(name)) => Some(name),
+        Some(Err(_)) => return Err(Error::new(Code::BadRequest, "Tunnel-Bridge is no name of a bridge")),
+    };
+    match (named, header) {
+        (Some(path), Some(header)) if path != header => Err(Error::new(
+            Code::BadRequest,
+            "the path and the header Tunnel-Bridge name different bridges",
+        )),
+        (Some(name), _) | (None, Some(name)) => Ok(Some(name.to_owned())),
+        (None, None) => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    fn get(uri: &str) -> Result<Route, Error> {
+        route(&Method::GET, &uri.parse().unwrap(), &HeaderMap::new())
+    }
+
+    fn forward(bridge: Option<&str>, path: &str) -> Result<Route, Error> {
+        Ok(Route::Forward(Target {
+            bridge: bridge.map(str::to_owned),
+            path_and_query: path.to_owned(),
+        }))
+    }
+
+    #[test]
+    fn everything_that_is_not_ours_is_forwarded() {
+        assert_eq!(get("/api/chat?x=1"), forward(None, "/api/chat?x=1"));
+        assert_eq!(get("/"), forward(None, "/"));
+        assert_eq!(get("/ollama/api/tags"), forward(None, "/api/tags"));
+        assert_eq!(get("/api/ollama/api/tags"), forward(None, "/api/tags"));
+        assert_eq!(get("/ollama"), forward(None, "/"));
+        assert_eq!(get("/ollamas"), forward(None, "/ollamas"));
+        assert_eq!(get("/b/box/v1/models"), forward(Some("box"), "/v1/models"));
+        assert_eq!(get("/b/box"), forward(Some("box"), "/"));
+        assert_eq!(get("/api/bridges"), forward(None, "/api/bridges"));
+    }
+
+    #[test]
+    fn what_is_ours_is_never_forwarded_however_it_is_spelled() {
+        for uri in [
+            "/ollama/healthz",
+            "/b/box/api/bridge/poll/1",
+            "//healthz",
+            "/x/../-/version",
+            "/ollama/%2d/version",
+            "/api/ollama/ws/tunnel",
+            "/.tunnel/ready",
+            "/-/nothing",
+            "/api/bridge/nothing",
+        ] {
+            assert_eq!(get(uri), Err(Error::not_found()), "{uri}");
+        }
+    }
+
+    #[test]
+    fn a_bridge_is_named_by_path_or_header_and_not_by_two_names() {
+        let mut headers = HeaderMap::new();
+        headers.insert(TUNNEL_BRIDGE, HeaderValue::from_static("box"));
+        let by = |uri: &str| route(&Method::GET, &uri.parse().unwrap(), &headers);
+        assert_eq!(by("/api/tags"), forward(Some("box"), "/api/tags"));
+        assert_eq!(by("/b/box/api/tags"), forward(Some("box"), "/api/tags"));
+        assert_eq!(by("/b/other/api/tags").unwrap_err().code, Code::BadRequest);
+    }
+}

@@ -1,0 +1,249 @@
+//! A bridge over WebSocket: answers its upgrade request, then lives as long as the link does.
+
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use http::header::{
+    CONNECTION, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+    SEC_WEBSOCKET_VERSION, UPGRADE,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use hyper_util::server::conn::auto;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+use super::auth::{self, tokens};
+use super::connection::CallerIo;
+use super::error::{Code, Error};
+use super::registry::{Identity, Session};
+use super::Relay;
+use crate::transport::headers as names;
+use crate::transport::ws::control::Control;
+use crate::transport::ws::mux::{Driver, End, Event};
+use crate::transport::ws::relay::WsLink;
+use crate::transport::ws::socket::Socket;
+use crate::transport::ws::SUBPROTOCOL;
+use crate::transport::{Body, Ending, Link, empty};
+
+/// How long a fresh link may take to prove that a request crosses it.
+const READY_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Answers the request of a bridge to connect; on success the session goes on in a task of its own.
+///
+/// # Errors
+/// What is wrong with the token, the `Origin`, or the upgrade request.
+pub fn upgrade(relay: &Arc<Relay>, mut request: Request<Incoming>) -> Result<Response<Body>, Error> {
+    let headers = request.headers();
+    if let Some(origin) = headers.get(ORIGIN)
+        && !relay.cors.names(origin)
+    {
+        return Err(Error::new(
+            Code::Forbidden,
+            "web pages of this origin may not connect as a bridge (the relay's option --cors-origin)",
+        ));
+    }
+    let owner = auth::bridge(&relay.tokens, headers, request.uri().query())?;
+    if relay.shutdown.is_draining() {
+        return Err(Error::new(Code::Draining, "the relay is stopping; connect again in a moment"));
+    }
+    let key = handshake_key(headers)?;
+    let mut identity = read_identity(relay, &owner, headers)?;
+    identity.name = relay.registry.reserve_name(&identity).map_err(|_| too_many_bridges())?;
+
+    let mut response = Response::new(empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let streams = relay.config.limits.in_flight_per_bridge;
+    for (name, value) in [
+        (CONNECTION, "Upgrade"),
+        (UPGRADE, "websocket"),
+        (SEC_WEBSOCKET_ACCEPT, &derive_accept_key(&key)),
+        (SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL),
+        (names::TUNNEL_BRIDGE_ID, &identity.bridge_id),
+        (names::TUNNEL_BRIDGE_NAME, &identity.name),
+        (names::TUNNEL_MAX_IN_FLIGHT, &streams.to_string()),
+    ] {
+        let value = HeaderValue::from_str(value)
+            .map_err(|_| Error::new(Code::BadRequest, "the bridge's name cannot stand in a header"))?;
+        response.headers_mut().insert(name, value);
+    }
+    let upgraded = hyper::upgrade::on(&mut request);
+    let task = {
+        let relay = Arc::clone(relay);
+        async move {
+            if let Ok(upgraded) = upgraded.await {
+                run(relay, upgraded, identity, owner).await;
+            }
+        }
+    };
+    relay.shutdown.tracker().spawn(task);
+    Ok(response)
+}
+
+fn handshake_key(headers: &HeaderMap) -> Result<Vec<u8>, Error> {
+    let bad = |detail| Error::new(Code::BadRequest, detail);
+    let websocket = names::is_upgrade(headers) && names::has_token(headers, &UPGRADE, "websocket");
+    let key = headers.get(SEC_WEBSOCKET_KEY).filter(|_| websocket).ok_or_else(|| {
+        bad("this is where bridges connect, by WebSocket; if this was one, a proxy removed its Upgrade header")
+    })?;
+    if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err(bad("only version 13 of WebSocket is spoken here"));
+    }
+    if !names::has_token(headers, &SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
+        return Err(bad("only the subprotocol tunnel.v1 is spoken here"));
+    }
+    Ok(key.as_bytes().to_vec())
+}
+
+fn read_identity(relay: &Relay, owner: &auth::Identity, headers: &HeaderMap) -> Result<Identity, Error> {
+    let client_id = text(headers, &names::TUNNEL_CLIENT_ID)?;
+    let priority = match headers.get(names::TUNNEL_PRIORITY) {
+        None => 0,
+        Some(value) => value
+            .to_str()
+            .ok()
+            .and_then(|value| value.trim().parse().ok())
+            .ok_or_else(|| Error::new(Code::BadRequest, "tunnel-priority is no whole number"))?,
+    };
+    let name = text(headers, &names::TUNNEL_BRIDGE_NAME)?;
+    if !is_bridge_name(&name) {
+        return Err(Error::new(
+            Code::BadRequest,
+            "a bridge's name has 1 to 64 of the characters A-Z a-z 0-9 . _ -",
+        ));
+    }
+    Ok(Identity {
+        user: Arc::clone(&owner.user),
+        bridge_id: relay.tokens.bridge_id(&owner.user, &client_id),
+        name,
+        instance: text(headers, &names::TUNNEL_INSTANCE)?,
+        priority,
+        ephemeral: headers.get(names::TUNNEL_EPHEMERAL).is_some_and(|value| value == "1"),
+    })
+}
+
+fn is_bridge_name(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
+fn text(headers: &HeaderMap, name: &HeaderName) -> Result<String, Error> {
+    headers
+        .get(name)
+        .and_then(|value| value.to_str().ok())
+        .filter(|value| (1..=128).contains(&value.len()))
+        .map(str::to_owned)
+        .ok_or_else(|| Error::new(Code::BadRequest, format!("the header {name} is missing or too long")))
+}
+
+fn too_many_bridges() -> Error {
+    Error::new(Code::Overloaded, "you have as many bridges connected as one user may")
+}
+
+/// One session, from the upgrade to the end of its link.
+async fn run(relay: Arc<Relay>, upgraded: Upgraded, identity: Identity, owner: auth::Identity) {
+    let Ok(parts) = auto::upgrade::downcast::<TokioIo<CallerIo>>(upgraded) else {
+        tracing::error!("a bridge's connection is not the one that was accepted");
+        return;
+    };
+    let io = parts.io.into_inner();
+    io.tune_link();
+    let socket = Socket::new(io, parts.read_buf, Role::Server).await;
+    let (link, mut driver) = WsLink::new(socket, relay.config.limits.in_flight_per_bridge);
+    let link = Arc::new(link);
+    if !prove(&link, &mut driver).await {
+        tracing::info!(user = %identity.user, bridge = %identity.name, "a bridge connected, but nothing crosses its link");
+        return;
+    }
+    let shared: Arc<dyn Link> = Arc::clone(&link) as _;
+    let Ok(session) = relay.registry.insert(identity, "ws", shared) else {
+        link.end(Ending::Done);
+        drive_to_end(&mut driver).await;
+        return;
+    };
+    let bridge = &session.identity;
+    tracing::info!(user = %bridge.user, bridge = %bridge.name, transport = "ws", "bridge connected");
+    let end = live(&relay, &session, &link, &mut driver, owner).await;
+    relay.registry.remove(&session);
+    tracing::info!(user = %bridge.user, bridge = %bridge.name, why = %end, "bridge gone");
+}
+
+/// Whether the relay's own request crosses the link.
+async fn prove(link: &WsLink, driver: &mut Driver<CallerIo>) -> bool {
+    let ready = async { tokio::time::timeout(READY_TIMEOUT, link.is_ready()).await.unwrap_or(false) };
+    tokio::select! {
+        ready = ready => ready,
+        _ = drive_to_end(driver) => false,
+    }
+}
+
+async fn drive_to_end(driver: &mut Driver<CallerIo>) -> End {
+    loop {
+        if let Event::Ended(end) = driver.next().await {
+            return end;
+        }
+    }
+}
+
+async fn live(
+    relay: &Relay,
+    session: &Session,
+    link: &WsLink,
+    driver: &mut Driver<CallerIo>,
+    mut owner: auth::Identity,
+) -> End {
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            event = driver.next() => match event {
+                Event::Ended(end) => return end,
+                Event::Text(text) => take_control(relay, &mut owner, &text),
+                // A relay is offered no streams: the rules of the link see to that.
+                Event::Stream(_) => {}
+            },
+            () = token_end(&owner) => link.end(Ending::TokenEnded),
+            never = link.expire_idle() => match never {},
+            () = session.finished(), if link.is_alive() => link.end(Ending::Done),
+            () = relay.shutdown.draining(), if !draining => {
+                draining = true;
+                link.send(&Control::Drain);
+            }
+            () = session.idle(), if draining && link.is_alive() => link.end(Ending::GoingAway),
+            () = relay.shutdown.ended() => return End::Closing(1001, "the relay stopped".into()),
+        }
+    }
+}
+
+fn take_control(relay: &Relay, owner: &mut auth::Identity, text: &str) {
+    let Control::Token { token } = Control::parse(text) else {
+        return;
+    };
+    match relay.tokens.verify(&token) {
+        Ok(fresh) if fresh.user == owner.user && fresh.scopes.bridge => *owner = fresh,
+        Ok(_) => tracing::info!(user = %owner.user, "a bridge showed a token that is not for it"),
+        Err(reason) => tracing::info!(user = %owner.user, %reason, "a bridge showed a token that is not accepted"),
+    }
+}
+
+/// Resolves when the session's token ends.
+async fn token_end(owner: &auth::Identity) {
+    match owner.expires {
+        None => std::future::pending().await,
+        Some(end) => loop {
+            let left = end.saturating_sub(tokens::now());
+            if left == 0 {
+                return;
+            }
+            // The wall clock decides, and it may be set meanwhile: look again at least every minute.
+            let until_next_second = UNIX_EPOCH
+                .elapsed()
+                .map_or(Duration::ZERO, |now| Duration::from_millis(u64::from(now.subsec_millis())));
+            let nap = Duration::from_secs(left.min(60)).saturating_sub(until_next_second);
+            tokio::time::sleep(nap.max(Duration::from_millis(1))).await;
+        },
+    }
+}

@@ -1,0 +1,204 @@
+//! What every hop does to header fields (protocol.md section 4): one set of functions for both transports and both ends.
+
+use http::header::{
+    AUTHORIZATION, CONNECTION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN,
+    PROXY_AUTHORIZATION, REFERER, TE, TRANSFER_ENCODING, UPGRADE,
+};
+
+/// The code of an error of ours; on a response it is always ours, an upstream's own is removed.
+pub const TUNNEL_ERROR: HeaderName = HeaderName::from_static("tunnel-error");
+/// From the bridge to the relay only: a sentence for the person behind [`TUNNEL_ERROR`].
+pub const TUNNEL_ERROR_DETAIL: HeaderName = HeaderName::from_static("tunnel-error-detail");
+/// A random name of the bridge's installation, the same for ever (protocol.md section 2).
+pub const TUNNEL_CLIENT_ID: HeaderName = HeaderName::from_static("tunnel-client-id");
+/// A random name of the bridge's process.
+pub const TUNNEL_INSTANCE: HeaderName = HeaderName::from_static("tunnel-instance");
+/// From the bridge: the name it would like; from the relay: the name it got.
+pub const TUNNEL_BRIDGE_NAME: HeaderName = HeaderName::from_static("tunnel-bridge-name");
+/// A whole number; the highest takes the work that names no bridge.
+pub const TUNNEL_PRIORITY: HeaderName = HeaderName::from_static("tunnel-priority");
+/// `1`: reachable by name only, and in no list.
+pub const TUNNEL_EPHEMERAL: HeaderName = HeaderName::from_static("tunnel-ephemeral");
+/// From the relay: a keyed hash of user and client id.
+pub const TUNNEL_BRIDGE_ID: HeaderName = HeaderName::from_static("tunnel-bridge-id");
+/// From the relay: how many streams it may have open at once on this link.
+pub const TUNNEL_MAX_IN_FLIGHT: HeaderName = HeaderName::from_static("tunnel-max-in-flight");
+/// From the caller: the bridge wanted.
+pub const TUNNEL_BRIDGE: HeaderName = HeaderName::from_static("tunnel-bridge");
+/// The credential of Anthropic's clients.
+pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// Names an exchange in the logs of relay and bridge, and to the caller.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
+
+/// Whether the message asks for (or announces) another protocol on its connection (RFC 9110 §7.8).
+pub fn is_upgrade(headers: &HeaderMap) -> bool {
+    headers.contains_key(UPGRADE) && has_token(headers, &CONNECTION, "upgrade")
+}
+
+/// Whether a comma-separated field names this token, whatever its case.
+pub fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    tokens(headers, name).any(|found| found.eq_ignore_ascii_case(token))
+}
+
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    headers
+        .get_all(name)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|token| !token.is_empty())
+}
+
+/// Removes what belongs to one connection only (RFC 9110 §7.6.1): `Connection` and every field it names, `Keep-Alive`,
+/// `Proxy-*`, `TE` (`te: trailers` is put back), `Transfer-Encoding`, and `Upgrade` unless `keep_upgrade`.
+pub fn remove_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
+    let upgrade = keep_upgrade
+        .then(|| headers.remove(UPGRADE))
+        .flatten()
+        .filter(|_| has_token(headers, &CONNECTION, "upgrade"));
+    let trailers = has_token(headers, &TE, "trailers");
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
+            .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
+            .filter(|name| *name != HOST)
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in [KEEP_ALIVE, TE, TRANSFER_ENCODING, UPGRADE] {
+        headers.remove(name);
+    }
+    remove_prefixed(headers, &["proxy-"]);
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    if let Some(protocol) = upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, protocol);
+    }
+}
+
+/// Removes what a caller may not tell the bridge: its credentials and cookies, and whatever claims to come from us or from a
+/// proxy before us.
+pub fn remove_caller_identity(headers: &mut HeaderMap) {
+    for name in [
+        AUTHORIZATION,
+        PROXY_AUTHORIZATION,
+        X_API_KEY,
+        COOKIE,
+        FORWARDED,
+        X_REAL_IP,
+    ] {
+        headers.remove(name);
+    }
+    remove_prefixed(headers, &["tunnel-", "x-forwarded-"]);
+}
+
+/// Removes what makes Ollama answer 403 to a request that comes from elsewhere; `Host` is set by whoever sends the request.
+pub fn remove_origin(headers: &mut HeaderMap) {
+    headers.remove(ORIGIN);
+    headers.remove(REFERER);
+}
+
+/// Removes every `Tunnel-*` field, so that those on a response are ours alone.
+pub fn remove_tunnel(headers: &mut HeaderMap) {
+    remove_prefixed(headers, &["tunnel-"]);
+}
+
+fn remove_prefixed(headers: &mut HeaderMap, prefixes: &[&str]) {
+    let matches = |name: &HeaderName| {
+        prefixes
+            .iter()
+            .any(|prefix| name.as_str().starts_with(prefix))
+    };
+    // Nearly no message has any: look first, collect only then.
+    if headers.keys().any(matches) {
+        let found: Vec<HeaderName> = headers.keys().filter(|name| matches(name)).cloned().collect();
+        for name in found {
+            headers.remove(name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(
+                HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                HeaderValue::from_str(value).unwrap(),
+            );
+        }
+        headers
+    }
+
+    #[test]
+    fn connection_and_every_field_it_names_are_removed() {
+        let mut headers = map(&[
+            ("connection", "close, X-Secret"),
+            ("connection", "keep-alive"),
+            ("x-secret", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-authenticate", "Basic"),
+            ("transfer-encoding", "chunked"),
+            ("te", "trailers, deflate"),
+            ("content-type", "text/plain"),
+        ]);
+        remove_hop_by_hop(&mut headers, false);
+        assert_eq!(headers, map(&[("content-type", "text/plain"), ("te", "trailers")]));
+    }
+
+    #[test]
+    fn connection_cannot_name_host_away() {
+        let mut headers = map(&[("connection", "host"), ("host", "a")]);
+        remove_hop_by_hop(&mut headers, false);
+        assert_eq!(headers, map(&[("host", "a")]));
+    }
+
+    #[test]
+    fn upgrade_is_kept_only_when_asked_for() {
+        let fields = [("connection", "Upgrade, x-a"), ("upgrade", "websocket"), ("x-a", "1")];
+        let mut kept = map(&fields);
+        remove_hop_by_hop(&mut kept, true);
+        assert_eq!(kept, map(&[("connection", "upgrade"), ("upgrade", "websocket")]));
+        let mut removed = map(&fields);
+        remove_hop_by_hop(&mut removed, false);
+        assert!(removed.is_empty());
+    }
+
+    #[test]
+    fn credentials_and_claims_of_a_caller_are_removed() {
+        let mut headers = map(&[
+            ("authorization", "Bearer x"),
+            ("x-api-key", "x"),
+            ("cookie", "a=b"),
+            ("tunnel-error", "policy"),
+            ("x-forwarded-for", "1.2.3.4"),
+            ("forwarded", "for=1.2.3.4"),
+            ("x-real-ip", "1.2.3.4"),
+            ("accept", "*/*"),
+        ]);
+        remove_caller_identity(&mut headers);
+        assert_eq!(headers, map(&[("accept", "*/*")]));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_connection_header_makes_scrubbing_panic_or_leave_itself(value in "[ -~]{0,60}") {
+            let mut headers = map(&[("connection", value.as_str()), ("a", "1"), ("keep-alive", "x")]);
+            remove_hop_by_hop(&mut headers, false);
+            proptest::prop_assert!(!headers.contains_key(CONNECTION));
+            proptest::prop_assert!(!headers.contains_key(KEEP_ALIVE));
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The seam of the product: an exchange carries one HTTP request somewhere and brings its response back.
+//!
+//! Everything below knows HTTP and bytes, never users or storage. Neighbours: `relay` and `bridge` stand on this module and
+//! never on each other.
+
+pub mod dial;
+pub mod expect;
+pub mod headers;
+pub mod http1;
+pub mod idle;
+pub mod path;
+pub mod socket;
+pub mod upgrade;
+pub mod ws;
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+use http::{HeaderValue, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Empty, Full};
+
+/// Any error that can travel inside a body.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A streamed body: bytes and trailers as they come, never collected on the way.
+pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError>;
+
+/// Carries a request to where it is answered, and the answer back.
+///
+/// What every implementor promises:
+/// - bodies stream both ways and are never collected; a slow reader slows the sender down (back-pressure);
+/// - dropping the future, or the response with its body, cancels the exchange all the way to the upstream;
+/// - an error after the response head ends the body with an error, so the caller sees a broken body and never a silently
+///   short one;
+/// - a `101` response carries its upgraded connection in the extensions (see [`upgrade`]).
+pub trait Exchange: Send + Sync {
+    /// Sends the request and resolves with the response head; both bodies may still be under way.
+    fn call(&self, request: Request<Body>) -> BoxFuture<'_, Result<Response<Body>, ExchangeError>>;
+}
+
+/// The relay's handle to one connected bridge, whatever the transport.
+pub trait Link: Exchange {
+    /// Whether exchanges can still be carried.
+    fn is_alive(&self) -> bool;
+    /// How long nothing has been heard from the bridge.
+    fn silence(&self) -> Duration;
+    /// The newest measure of the round trip; none before the first.
+    fn round_trip(&self) -> Option<Duration>;
+    /// Ends the link: what is in flight fails at once.
+    fn end(&self, ending: Ending);
+}
+
+/// Why the relay ends a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Nothing is left to do on it.
+    Done,
+    /// The relay goes away; the bridge connects anew.
+    GoingAway,
+    /// The token ended or was revoked.
+    TokenEnded,
+    /// Another process with the same client id took over.
+    Replaced,
+}
+
+/// Why an exchange brought no response.
+#[derive(Debug, thiserror::Error)]
+pub enum ExchangeError {
+    /// The other end was lost before it answered.
+    #[error("the connection was lost: {0}")]
+    Gone(String),
+    /// The other end was lost before anything of the request reached it: the request may be sent elsewhere.
+    #[error("the connection was lost before the request was sent")]
+    NotSent(Box<Request<Body>>),
+    /// Nothing can be connected to, where the request should go.
+    #[error("{0}")]
+    Unreachable(String),
+    /// More exchanges are under way than the other end takes.
+    #[error("too many exchanges at once")]
+    Overloaded,
+    /// The other end refused, with a code of the protocol (`Tunnel-Error`) and a detail for the person.
+    #[error("refused ({code}): {detail}")]
+    Refused {
+        /// The code as it stood in the `Tunnel-Error` header.
+        code: String,
+        /// One sentence that may be shown to the caller.
+        detail: String,
+    },
+    /// The other end broke the rules of HTTP.
+    #[error("protocol error: {0}")]
+    Protocol(String),
+}
+
+/// A body with nothing in it.
+pub fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A body that is all at hand.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
+}
+
+/// All of a small body; none if it breaks or has more than `most` octets.
+pub async fn collect<B>(mut body: B, most: usize) -> Option<Bytes>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+{
+    let mut collected = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame.ok()?.into_data() {
+            if collected.len() + data.len() > most {
+                return None;
+            }
+            collected.extend_from_slice(&data);
+        }
+    }
+    Some(collected.freeze())
+}
+
+/// The head by which a bridge tells the relay that an exchange failed (protocol.md section 1: bridges report errors by
+/// header, only the relay writes bodies).
+pub fn refusal(error: &ExchangeError) -> Response<Body> {
+    let (code, detail) = match error {
+        ExchangeError::Refused { code, detail } => (code.as_str(), detail.clone()),
+        ExchangeError::Unreachable(detail) => ("upstream_unreachable", detail.clone()),
+        ExchangeError::Gone(_) | ExchangeError::NotSent(_) => (
+            "upstream_unreachable",
+            "the local server closed the connection before it answered".to_owned(),
+        ),
+        ExchangeError::Overloaded => ("overloaded", error.to_string()),
+        ExchangeError::Protocol(_) => ("upstream_unreachable", "the local server's answer is no HTTP".to_owned()),
+    };
+    let mut response = Response::new(empty());
+    *response.status_mut() = StatusCode::BAD_GATEWAY;
+    for (name, value) in [
+        (headers::TUNNEL_ERROR, code),
+        (headers::TUNNEL_ERROR_DETAIL, detail.as_str()),
+    ] {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
+}
+
+/// Turns such a head back into the error it tells of; any other response passes.
+///
+/// # Errors
+/// [`ExchangeError::Refused`] for a response with a `Tunnel-Error`.
+pub fn accept(response: Response<Body>) -> Result<Response<Body>, ExchangeError> {
+    let text = |name| {
+        let value: Option<&HeaderValue> = response.headers().get(name);
+        value.and_then(|value| value.to_str().ok()).map(str::to_owned)
+    };
+    match text(headers::TUNNEL_ERROR) {
+        None => Ok(response),
+        Some(code) => Err(ExchangeError::Refused {
+            code,
+            detail: text(headers::TUNNEL_ERROR_DETAIL).unwrap_or_default(),
+        }),
+    }
+}

@@ -1,0 +1,81 @@
+//! Exchanges that turn into a plain byte stream (`101 Switching Protocols`): both upgraded connections are joined.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
+
+use super::headers::is_upgrade;
+use super::idle::{Activity, IdleLimit};
+
+/// The connection of a request that asks for an upgrade, to be had once it is answered with 101.
+pub fn of_request<B>(request: &mut Request<B>) -> Option<OnUpgrade> {
+    is_upgrade(request.headers()).then(|| hyper::upgrade::on(request))
+}
+
+/// The connection of a 101 response.
+pub fn of_response<B>(response: &mut Response<B>) -> OnUpgrade {
+    hyper::upgrade::on(response)
+}
+
+/// Carries bytes both ways until both sides are done, one breaks, or nothing moves for `idle`.
+///
+/// # Errors
+/// The error of the side that broke; `TimedOut` past the idle limit.
+pub async fn join(near: OnUpgrade, far: OnUpgrade, idle: Duration) -> io::Result<()> {
+    let (near, far) = futures_util::future::try_join(near, far)
+        .await
+        .map_err(io::Error::other)?;
+    let activity = Activity::begin();
+    let mut near = Watched::new(near, activity.clone());
+    let mut far = Watched::new(far, activity.clone());
+    tokio::select! {
+        copied = copy_bidirectional(&mut near, &mut far) => copied.map(|_| ()),
+        () = IdleLimit::new(activity, idle) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+struct Watched {
+    inner: TokioIo<Upgraded>,
+    activity: Activity,
+}
+
+impl Watched {
+    fn new(upgraded: Upgraded, activity: Activity) -> Self {
+        Self {
+            inner: TokioIo::new(upgraded),
+            activity,
+        }
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.activity.touch();
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.activity.touch();
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}

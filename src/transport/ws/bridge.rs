@@ -1,0 +1,243 @@
+//! The bridge's end of a `ws` link: asks the relay for the upgrade, then answers every stream as an HTTP/1.1 server.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use http::header::{
+    AUTHORIZATION, CONNECTION, HOST, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+use super::mux::{self, Driver, Mux, MuxStream};
+use super::socket::Socket;
+use super::streams::Side;
+use super::{PATH, READY_PATH, SUBPROTOCOL};
+use crate::token::Secret;
+use crate::transport::dial::{DialError, Dialer, RelayUrl, Stream};
+use crate::transport::headers as names;
+use crate::transport::http1::BUFFER;
+use crate::transport::{Body, Exchange, collect, empty, refusal};
+
+/// Streams at once when the relay does not say how many it may open.
+const DEFAULT_STREAMS: usize = 128;
+/// More than this no relay may ask of a desktop.
+const MOST_STREAMS: usize = 4096;
+
+/// What a bridge says of itself when it connects (protocol.md section 2, "Who it is").
+#[derive(Debug, Clone)]
+pub struct Hello {
+    /// The credential.
+    pub token: Secret,
+    /// Random, made once for this installation.
+    pub client_id: String,
+    /// Random, made for this process.
+    pub instance: String,
+    /// The name wished for.
+    pub name: String,
+    /// The higher, the sooner it gets work that names no bridge.
+    pub priority: i32,
+    /// Whether it is reachable by name only.
+    pub ephemeral: bool,
+}
+
+/// What the relay answered.
+#[derive(Debug, Clone)]
+pub struct Welcome {
+    /// The bridge's id at this relay.
+    pub bridge_id: String,
+    /// The name it got.
+    pub name: String,
+}
+
+/// Why there is no link.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The relay could not be reached at all.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// The relay itself said no, in a `Tunnel-Error`.
+    #[error("the relay refused ({code}): {detail}")]
+    Refused {
+        /// The status of its answer.
+        status: StatusCode,
+        /// The code in `Tunnel-Error`.
+        code: String,
+        /// What it said.
+        detail: String,
+        /// When it asks to be asked again.
+        retry_after: Option<Duration>,
+    },
+    /// Something answered, and it was no WebSocket.
+    #[error("WebSocket blocked: the answer was {status} instead of 101")]
+    NotUpgraded {
+        /// What it answered.
+        status: StatusCode,
+        /// When it asks to be asked again.
+        retry_after: Option<Duration>,
+    },
+    /// The answer was no proper upgrade.
+    #[error("the answer to the WebSocket upgrade is wrong: {0}")]
+    Handshake(String),
+    /// The connection broke during the handshake.
+    #[error("the connection broke during the WebSocket upgrade: {0}")]
+    Broken(String),
+}
+
+/// Connects to the relay.
+///
+/// # Errors
+/// [`ConnectError`], which tells a refusal for good from trouble on the way.
+pub async fn connect(
+    dialer: &Dialer,
+    relay: &RelayUrl,
+    hello: &Hello,
+) -> Result<(Mux, Driver<Stream>, Welcome), ConnectError> {
+    let stream = dialer.dial(relay.origin()).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(broken)?;
+    // Ends with the upgrade or with the sender.
+    tokio::spawn(connection.with_upgrades());
+    let key = websocket_key()?;
+    let request = upgrade_request(relay, hello, &key)?;
+    let response = sender.send_request(request).await.map_err(broken)?;
+    let mut response = check(response, &key).await?;
+    let welcome = Welcome {
+        bridge_id: text(response.headers(), &names::TUNNEL_BRIDGE_ID).unwrap_or_default(),
+        name: text(response.headers(), &names::TUNNEL_BRIDGE_NAME).unwrap_or(hello.name.clone()),
+    };
+    let streams = text(response.headers(), &names::TUNNEL_MAX_IN_FLIGHT)
+        .and_then(|value| value.parse().ok())
+        .unwrap_or(DEFAULT_STREAMS)
+        .clamp(1, MOST_STREAMS);
+    let upgraded = hyper::upgrade::on(&mut response).await.map_err(broken)?;
+    let parts = upgraded
+        .downcast::<TokioIo<Stream>>()
+        .map_err(|_| ConnectError::Handshake("not the connection that was dialed".into()))?;
+    let socket = Socket::new(parts.io.into_inner(), parts.read_buf, Role::Client).await;
+    let (mux, driver) = mux::start(socket, Side::Acceptor, streams);
+    Ok((mux, driver, welcome))
+}
+
+fn broken(error: hyper::Error) -> ConnectError {
+    ConnectError::Broken(error.to_string())
+}
+
+fn websocket_key() -> Result<String, ConnectError> {
+    let mut nonce = [0; 16];
+    aws_lc_rs::rand::fill(&mut nonce)
+        .map_err(|_| ConnectError::Handshake("no random numbers to be had".into()))?;
+    Ok(BASE64.encode(nonce))
+}
+
+fn upgrade_request(
+    relay: &RelayUrl,
+    hello: &Hello,
+    key: &str,
+) -> Result<Request<http_body_util::Empty<Bytes>>, ConnectError> {
+    let mut request = Request::get(relay.path(PATH))
+        .header(HOST, relay.origin().authority())
+        .header(UPGRADE, "websocket")
+        .header(CONNECTION, "Upgrade")
+        .header(SEC_WEBSOCKET_VERSION, "13")
+        .header(SEC_WEBSOCKET_KEY, key)
+        .header(SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL)
+        .header(AUTHORIZATION, hello.token.bearer())
+        .header(names::TUNNEL_CLIENT_ID, &hello.client_id)
+        .header(names::TUNNEL_INSTANCE, &hello.instance)
+        .header(names::TUNNEL_BRIDGE_NAME, &hello.name)
+        .header(names::TUNNEL_PRIORITY, hello.priority);
+    if hello.ephemeral {
+        request = request.header(names::TUNNEL_EPHEMERAL, "1");
+    }
+    request
+        .body(http_body_util::Empty::new())
+        .map_err(|_| ConnectError::Handshake("the token or the name cannot stand in a header".into()))
+}
+
+async fn check(response: Response<Incoming>, key: &str) -> Result<Response<Incoming>, ConnectError> {
+    let headers = response.headers();
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let expected = derive_accept_key(key.as_bytes());
+        if text(headers, &SEC_WEBSOCKET_ACCEPT).as_deref() != Some(&expected) {
+            return Err(ConnectError::Handshake("Sec-WebSocket-Accept is missing or wrong".into()));
+        }
+        if text(headers, &SEC_WEBSOCKET_PROTOCOL).as_deref() != Some(SUBPROTOCOL) {
+            return Err(ConnectError::Handshake(format!(
+                "it does not speak {SUBPROTOCOL}: is this the relay?"
+            )));
+        }
+        return Ok(response);
+    }
+    let status = response.status();
+    let retry_after = text(headers, &RETRY_AFTER)
+        .and_then(|value| value.parse().ok())
+        .map(Duration::from_secs);
+    match text(headers, &names::TUNNEL_ERROR) {
+        None => Err(ConnectError::NotUpgraded { status, retry_after }),
+        Some(code) => Err(ConnectError::Refused {
+            status,
+            code,
+            detail: detail(response).await,
+            retry_after,
+        }),
+    }
+}
+
+/// The sentence in the relay's error body, at most 4 KiB of it, waited for at most a second.
+async fn detail(response: Response<Incoming>) -> String {
+    let body = collect(response.into_body(), 4096);
+    let Ok(Some(body)) = tokio::time::timeout(Duration::from_secs(1), body).await else {
+        return String::new();
+    };
+    let parsed: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
+    parsed
+        .and_then(|value| value.get("error")?.as_str().map(str::to_owned))
+        .unwrap_or_default()
+}
+
+fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    headers.get(name)?.to_str().ok().map(str::to_owned)
+}
+
+/// Answers one stream: an HTTP/1.1 connection whose requests go to `exchange`. Ends at once when the relay resets it.
+pub async fn answer(stream: MuxStream, exchange: Arc<dyn Exchange>) {
+    let reset = stream.watch();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let exchange = Arc::clone(&exchange);
+        async move { Ok::<_, std::convert::Infallible>(respond(request, exchange).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .writev(false)
+        .max_buf_size(BUFFER)
+        .header_read_timeout(None)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    tokio::select! {
+        // An error is the upstream's or the relay's: the one is already told by the broken body, the other gone.
+        _ = connection => {}
+        () = reset => {}
+    }
+}
+
+async fn respond(request: Request<Incoming>, exchange: Arc<dyn Exchange>) -> Response<Body> {
+    if request.uri().path() == READY_PATH {
+        return Response::new(empty());
+    }
+    let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+    match exchange.call(request).await {
+        Ok(response) => response,
+        Err(error) => refusal(&error),
+    }
+}

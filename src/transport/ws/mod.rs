@@ -1,0 +1,103 @@
+//! The `ws` transport: byte streams side by side over one WebSocket (subprotocol `tunnel.v1`, protocol.md section 2).
+//!
+//! Bottom up: `frame` (octets), `stream` and `streams` (the rules, pure), `socket` (one WebSocket), `mux` (drives the streams
+//! over the socket), then the two ends: `relay` and `bridge`; `control` holds the text messages between them.
+
+pub mod bridge;
+pub mod control;
+pub mod frame;
+pub mod mux;
+pub mod relay;
+pub mod socket;
+mod stream;
+pub mod streams;
+
+use std::time::Duration;
+
+/// The subprotocol of our bridges.
+pub const SUBPROTOCOL: &str = "tunnel.v1";
+/// Where a bridge asks for the upgrade.
+pub const PATH: &str = "/ws/tunnel";
+/// The path the relay asks over a fresh link, answered by the bridge itself.
+pub const READY_PATH: &str = "/.tunnel/ready";
+
+/// Close codes of the link (RFC 6455 §7.4).
+pub mod close {
+    /// All is well, this side just ends.
+    pub const NORMAL: u16 = 1000;
+    /// The relay goes away; connect anew.
+    pub const GOING_AWAY: u16 = 1001;
+    /// A rule of `tunnel.v1` was broken.
+    pub const PROTOCOL: u16 = 1002;
+    /// Binary where only text may be.
+    pub const UNSUPPORTED: u16 = 1003;
+    /// Too many control messages.
+    pub const POLICY: u16 = 1008;
+    /// The token ended, or was revoked.
+    pub const TOKEN: u16 = 4001;
+    /// Another process with the same client id took over.
+    pub const REPLACED: u16 = 4002;
+}
+
+/// Sizes and times of a link, as plain data.
+#[derive(Debug)]
+pub struct Tuning {
+    /// A stream's window in each direction at the start, octets.
+    pub initial_window: u32,
+    /// The most a stream's window grows to, octets.
+    pub max_window: u32,
+    /// The most that all windows of a link together grow to, octets.
+    pub link_window: u32,
+    /// What one stream may have written and not sent, octets.
+    pub pending: usize,
+    /// Writes up to this size go before bulk, octets.
+    pub small: usize,
+    /// The size of a bulk frame, octets: what a small write may have to wait for.
+    pub bulk_frame: usize,
+    /// A message is not filled further once it has so many octets.
+    pub message: usize,
+    /// The largest message taken, octets.
+    pub max_message: usize,
+    /// tungstenite's read buffer, octets: zero-filled at each read, and held by every idle link.
+    pub read_buffer: usize,
+    /// The most that tungstenite holds unsent, octets.
+    pub write_buffer: usize,
+    /// Messages read before the link writes and lets others run.
+    pub reads_per_turn: usize,
+    /// Between two pings.
+    pub ping_interval: Duration,
+    /// Without a byte for so long after a ping, the link is dead.
+    pub ping_timeout: Duration,
+    /// A request on a link silent for so long brings a ping along.
+    pub silence: Duration,
+    /// And so long that ping may take.
+    pub silence_timeout: Duration,
+    /// How long the goodbye may take.
+    pub close_timeout: Duration,
+    /// A stream unused for so long is closed.
+    pub idle_stream: Duration,
+    /// Control messages taken between two pings.
+    pub texts_per_interval: u32,
+}
+
+/// The values in force.
+pub static TUNING: Tuning = Tuning {
+    initial_window: 256 * 1024,
+    max_window: 4 * 1024 * 1024,
+    link_window: 32 * 1024 * 1024,
+    pending: 64 * 1024,
+    small: 4 * 1024,
+    bulk_frame: 16 * 1024,
+    message: 32 * 1024,
+    max_message: 256 * 1024,
+    read_buffer: 8 * 1024,
+    write_buffer: 512 * 1024,
+    reads_per_turn: 16,
+    ping_interval: Duration::from_secs(15),
+    ping_timeout: Duration::from_secs(15),
+    silence: Duration::from_secs(5),
+    silence_timeout: Duration::from_secs(5),
+    close_timeout: Duration::from_secs(1),
+    idle_stream: Duration::from_secs(10),
+    texts_per_interval: 64,
+};

@@ -1,0 +1,120 @@
+//! The relay's end of a `ws` link: exchanges over streams of one WebSocket, each stream an HTTP/1.1 connection that is kept for
+//! the next exchange.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http::{Request, Response};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::mux::{self, Driver, Mux};
+use super::control::Control;
+use super::socket::Socket;
+use super::streams::Side;
+use super::{READY_PATH, TUNING, close};
+use crate::transport::http1::{self, Connection, Pool};
+use crate::transport::{Body, Ending, Exchange, ExchangeError, Link, accept, empty, expect};
+
+/// The relay's handle to one bridge that is connected over WebSocket.
+pub struct WsLink {
+    mux: Mux,
+    pool: Arc<Pool>,
+}
+
+impl WsLink {
+    /// Makes a link of a WebSocket. Somebody must drive the [`Driver`], and [`WsLink::expire_idle`] beside it.
+    pub fn new<S: AsyncRead + AsyncWrite + Unpin>(
+        socket: Socket<S>,
+        max_in_flight: usize,
+    ) -> (Self, Driver<S>) {
+        let (mux, driver) = mux::start(socket, Side::Opener, max_in_flight);
+        let pool = Pool::new(max_in_flight, TUNING.idle_stream);
+        (Self { mux, pool }, driver)
+    }
+
+    /// Sends the bridge a control message.
+    pub fn send(&self, control: &Control) {
+        self.mux.send_text(control.to_text());
+    }
+
+    /// Closes streams that have not been used for a while; never ends.
+    pub async fn expire_idle(&self) -> Infallible {
+        self.pool.expire().await
+    }
+
+    /// Whether a request crosses the link and is answered by the bridge itself.
+    pub async fn is_ready(&self) -> bool {
+        let request = Request::get(READY_PATH)
+            .header(http::header::HOST, "bridge")
+            .body(empty());
+        match request {
+            Ok(request) => matches!(self.exchange(request).await, Ok(response) if response.status().is_success()),
+            Err(_) => false,
+        }
+    }
+
+    async fn exchange(&self, request: Request<Body>) -> Result<Response<Body>, ExchangeError> {
+        self.mux.check_life();
+        let mut request = expect::hold_body(request);
+        // Every kept stream may turn out closed; a fresh one is the last try.
+        loop {
+            let (connection, fresh) = match self.pool.take() {
+                Some(connection) => (connection, false),
+                None => (self.open().await?, true),
+            };
+            let home = Arc::downgrade(&self.pool);
+            match http1::exchange(connection, home, request).await {
+                Err(ExchangeError::NotSent(unsent)) if !fresh => request = *unsent,
+                Ok(response) => return accept(response),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<Connection, ExchangeError> {
+        let stream = self.mux.open().ok_or_else(|| {
+            if self.mux.is_ended() {
+                ExchangeError::Gone("the bridge is gone".into())
+            } else {
+                ExchangeError::Overloaded
+            }
+        })?;
+        Connection::begin(stream)
+            .await
+            .map_err(|error| ExchangeError::Gone(error.to_string()))
+    }
+}
+
+impl Exchange for WsLink {
+    fn call(&self, request: Request<Body>) -> BoxFuture<'_, Result<Response<Body>, ExchangeError>> {
+        self.exchange(request).boxed()
+    }
+}
+
+impl Link for WsLink {
+    fn is_alive(&self) -> bool {
+        !self.mux.is_ended()
+    }
+
+    fn silence(&self) -> Duration {
+        self.mux.pulse().silence()
+    }
+
+    fn round_trip(&self) -> Option<Duration> {
+        self.mux.pulse().round_trip()
+    }
+
+    fn end(&self, ending: Ending) {
+        let (code, reason) = match ending {
+            Ending::Done => (close::NORMAL, "done"),
+            Ending::GoingAway => (close::GOING_AWAY, "the relay goes away"),
+            Ending::TokenEnded => (close::TOKEN, "the token ended"),
+            Ending::Replaced => (close::REPLACED, "another process of the same bridge took over"),
+        };
+        self.mux.close(code, reason);
+        self.pool.clear();
+    }
+}
