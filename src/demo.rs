@@ -77,8 +77,7 @@ impl Demo {
         if let Err(error) = socket.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY refused");
         }
-        let service =
-            service_fn(|request| async { Ok::<_, Infallible>(self.respond(request).await) });
+        let service = service_fn(|request| async { Ok::<_, Infallible>(self.respond(request).await) });
         let served = http1::Builder::new()
             .serve_connection(TokioIo::new(socket), service)
             .await;
@@ -137,12 +136,8 @@ fn methods(path: &str) -> &'static [Method] {
     match path {
         "/" | "/api/version" | "/api/tags" => &[Method::GET, Method::HEAD],
         "/api/ps" | "/v1/models" => &[Method::GET],
-        "/api/show" | "/api/generate" | "/api/chat" | "/api/embed" | "/api/embeddings" => {
-            &[Method::POST]
-        }
-        "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings" | "/v1/messages" => {
-            &[Method::POST]
-        }
+        "/api/show" | "/api/generate" | "/api/chat" | "/api/embed" | "/api/embeddings" => &[Method::POST],
+        "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings" | "/v1/messages" => &[Method::POST],
         _ => match path.strip_prefix("/v1/models/") {
             Some(name) if !name.is_empty() => &[Method::GET],
             _ => &[],
@@ -212,19 +207,13 @@ mod tests {
         let mut request = Request::new(Full::from(body.to_owned()));
         *request.method_mut() = method;
         *request.uri_mut() = path.parse().unwrap();
-        request
-            .headers_mut()
-            .insert(HOST, "localhost:11434".parse().unwrap());
+        request.headers_mut().insert(HOST, "localhost:11434".parse().unwrap());
         request
     }
 
     impl Server {
         async fn send(&self, request: Request<Full<Bytes>>) -> (http::response::Parts, String) {
-            let response = dial(self.address)
-                .await
-                .send_request(request)
-                .await
-                .unwrap();
+            let response = dial(self.address).await.send_request(request).await.unwrap();
             let (head, body) = response.into_parts();
             let body = body.collect().await.unwrap().to_bytes();
             (head, String::from_utf8(body.to_vec()).unwrap())
@@ -257,10 +246,7 @@ mod tests {
             .map(|line| line["message"]["content"].as_str().unwrap())
             .collect();
         let last = lines.last().unwrap();
-        assert_eq!(
-            (&last["done"], &last["done_reason"]),
-            (&json!(true), &json!("stop"))
-        );
+        assert_eq!((&last["done"], &last["done_reason"]), (&json!(true), &json!("stop")));
         assert_eq!(last["eval_count"], lines.len() - 1);
         assert_eq!(last["prompt_eval_count"], 2);
 
@@ -302,9 +288,7 @@ mod tests {
     #[tokio::test]
     async fn an_empty_prompt_only_loads() {
         let server = serve(NEVER).await;
-        let answer = server
-            .post_json("/api/generate", json!({ "model": "demo" }))
-            .await;
+        let answer = server.post_json("/api/generate", json!({ "model": "demo" })).await;
         assert_eq!(
             (&answer["done"], &answer["done_reason"]),
             (&json!(true), &json!("load"))
@@ -325,19 +309,14 @@ mod tests {
     #[tokio::test]
     async fn each_api_words_its_failures() {
         let server = serve(Duration::ZERO).await;
-        let stranger =
-            r#"{"model":"x","max_tokens":1,"messages":[{"role":"user","content":"hi"}]}"#;
+        let stranger = r#"{"model":"x","max_tokens":1,"messages":[{"role":"user","content":"hi"}]}"#;
         let missing = "model 'x' not found";
-        let openai =
-            json!({ "message": missing, "type": "not_found_error", "param": null, "code": null });
+        let openai = json!({ "message": missing, "type": "not_found_error", "param": null, "code": null });
         let anthropic = json!({ "type": "not_found_error", "message": missing });
         for (path, expected) in [
             ("/api/chat", json!({ "error": missing })),
             ("/v1/chat/completions", json!({ "error": openai })),
-            (
-                "/v1/messages",
-                json!({ "type": "error", "error": anthropic }),
-            ),
+            ("/v1/messages", json!({ "type": "error", "error": anthropic })),
         ] {
             let (head, body) = server.post(path, stranger).await;
             assert_eq!(head.status, StatusCode::NOT_FOUND);
@@ -369,13 +348,9 @@ mod tests {
     async fn event_streams_end_as_their_apis_say() {
         let server = serve(Duration::ZERO).await;
         let messages = json!([{ "role": "user", "content": "hi" }]);
-        let mut body =
-            json!({ "model": "demo", "messages": messages, "stream": true, "max_tokens": 2 });
+        let mut body = json!({ "model": "demo", "messages": messages, "stream": true, "max_tokens": 2 });
         let (_, events) = server.post("/v1/messages", &body.to_string()).await;
-        let names: Vec<_> = events
-            .lines()
-            .filter_map(|line| line.strip_prefix("event: "))
-            .collect();
+        let names: Vec<_> = events.lines().filter_map(|line| line.strip_prefix("event: ")).collect();
         let opening = ["message_start", "content_block_start", "ping"];
         let words = ["content_block_delta", "content_block_delta"];
         let ending = ["content_block_stop", "message_delta", "message_stop"];
@@ -410,9 +385,7 @@ mod tests {
         let floats = |vector: &Value| -> Vec<f32> { Vec::deserialize(vector).unwrap() };
         for index in 0..2 {
             let packed = packed["data"][index]["embedding"].as_str().unwrap();
-            let bytes = base64::engine::general_purpose::STANDARD
-                .decode(packed)
-                .unwrap();
+            let bytes = base64::engine::general_purpose::STANDARD.decode(packed).unwrap();
             let unpacked: Vec<_> = bytes
                 .chunks(4)
                 .map(|four| f32::from_le_bytes(four.try_into().unwrap()))
@@ -426,16 +399,12 @@ mod tests {
     async fn a_caller_that_leaves_ends_the_connection() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         for streamed in [true, false] {
-            let mut caller = TcpStream::connect(listener.local_addr().unwrap())
-                .await
-                .unwrap();
+            let mut caller = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let (socket, _) = listener.accept().await.unwrap();
             let connection = tokio::spawn(Demo::new(NEVER).connection(socket));
             let body = CHAT.replacen('{', &format!(r#"{{"stream":{streamed},"#), 1);
             let length = body.len();
-            let head = format!(
-                "POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
-            );
+            let head = format!("POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");
             caller.write_all((head + &body).as_bytes()).await.unwrap();
             if streamed {
                 assert_eq!(caller.read_u8().await.unwrap(), b'H');

@@ -107,10 +107,7 @@ impl Answer {
     /// late, and that must not add up.
     async fn due(&self, count: usize) {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
-        let wait = self
-            .pace
-            .saturating_mul(count)
-            .saturating_sub(self.elapsed());
+        let wait = self.pace.saturating_mul(count).saturating_sub(self.elapsed());
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
@@ -160,11 +157,7 @@ pub(super) fn embedding(text: &str) -> Vec<f32> {
             *component += f32::from((state >> 48) as u16) / 32_768.0 - 1.0;
         }
     }
-    let length = sum
-        .iter()
-        .map(|component| component * component)
-        .sum::<f32>()
-        .sqrt();
+    let length = sum.iter().map(|component| component * component).sum::<f32>().sqrt();
     if length == 0.0 {
         sum[0] = 1.0;
         return sum.to_vec();
@@ -184,22 +177,14 @@ mod tests {
 
     #[test]
     fn a_long_message_is_cut_between_characters() {
-        assert_eq!(
-            quote(&"ä".repeat(200)),
-            format!("You said: “{}”", "ä".repeat(200))
-        );
-        assert_eq!(
-            quote(&"ä".repeat(201)),
-            format!("You said: “{}…”", "ä".repeat(200))
-        );
+        assert_eq!(quote(&"ä".repeat(200)), format!("You said: “{}”", "ä".repeat(200)));
+        assert_eq!(quote(&"ä".repeat(201)), format!("You said: “{}…”", "ä".repeat(200)));
         assert_eq!(quote(" \n"), "You said nothing yet");
     }
 
     #[test]
     fn vectors_have_length_one_and_tell_texts_apart() {
-        let dot = |left: &[f32], right: &[f32]| -> f32 {
-            left.iter().zip(right).map(|(l, r)| l * r).sum()
-        };
+        let dot = |left: &[f32], right: &[f32]| -> f32 { left.iter().zip(right).map(|(l, r)| l * r).sum() };
         let (one, same, other) = (
             embedding("the red fox"),
             embedding("The  red fox"),

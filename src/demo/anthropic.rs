@@ -25,28 +25,19 @@ pub(super) async fn messages(body: &Bytes, pace: Duration) -> Result<Response<Bo
     let request: Messages = reply::parse(body)?;
     let model = reply::known(request.model)?;
     if request.max_tokens.is_none_or(|limit| limit <= 0) {
-        return Err(Failure::bad_request(
-            "max_tokens is required and must be positive",
-        ));
+        return Err(Failure::bad_request("max_tokens is required and must be positive"));
     }
     let messages = request.messages.unwrap_or_default();
     if messages.is_empty() {
         return Err(Failure::bad_request("messages is required"));
     }
-    let answer = Answer::new(
-        &Prompt::of_conversation(&messages),
-        request.max_tokens,
-        pace,
-    );
+    let answer = Answer::new(&Prompt::of_conversation(&messages), request.max_tokens, pace);
     if request.stream == Some(true) {
         let opening = opening(&model, &answer);
-        return Ok(reply::events(answer.stream(
-            Some(opening),
-            |answer, word| match word {
-                Some(word) => delta(word),
-                None => ending(answer),
-            },
-        )));
+        return Ok(reply::events(answer.stream(Some(opening), |answer, word| match word {
+            Some(word) => delta(word),
+            None => ending(answer),
+        })));
     }
     let text = answer.text().await;
     let mut message = message(&model, &json!([{ "type": "text", "text": text }]));
@@ -72,10 +63,7 @@ fn opening(model: &str, answer: &Answer) -> String {
     message["usage"] = usage(answer, 0);
     let block = json!({ "type": "text", "text": "" });
     event("message_start", json!({ "message": message }))
-        + &event(
-            "content_block_start",
-            json!({ "index": 0, "content_block": block }),
-        )
+        + &event("content_block_start", json!({ "index": 0, "content_block": block }))
         + &event("ping", json!({}))
 }
 
@@ -99,11 +87,7 @@ fn event(name: &str, mut data: Value) -> String {
 }
 
 fn stop_reason(answer: &Answer) -> &'static str {
-    if answer.complete() {
-        "end_turn"
-    } else {
-        "max_tokens"
-    }
+    if answer.complete() { "end_turn" } else { "max_tokens" }
 }
 
 fn usage(answer: &Answer, words: usize) -> Value {

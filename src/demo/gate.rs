@@ -34,9 +34,7 @@ pub(super) fn admits(head: &Parts) -> bool {
 
 /// A header's text. What is no text stands for itself: it is not empty, and no local name either.
 fn header(head: &Parts, name: HeaderName) -> &str {
-    head.headers
-        .get(name)
-        .map_or("", |value| value.to_str().unwrap_or("?"))
+    head.headers.get(name).map_or("", |value| value.to_str().unwrap_or("?"))
 }
 
 fn local_host(host: &str) -> bool {

@@ -139,10 +139,7 @@ pub(super) async fn generate(body: &Bytes, pace: Duration) -> Result<Response<Bo
         return Ok(request.manner.load(&model, Shape::Generate));
     }
     let prompt = Prompt::of_text(&Text::One(prompt));
-    Ok(request
-        .manner
-        .answer(model, &prompt, Shape::Generate, pace)
-        .await)
+    Ok(request.manner.answer(model, &prompt, Shape::Generate, pace).await)
 }
 
 pub(super) async fn chat(body: &Bytes, pace: Duration) -> Result<Response<Body>, Failure> {
@@ -153,32 +150,20 @@ pub(super) async fn chat(body: &Bytes, pace: Duration) -> Result<Response<Body>,
         return Ok(request.manner.load(&model, Shape::Chat));
     }
     let prompt = Prompt::of_conversation(&messages);
-    Ok(request
-        .manner
-        .answer(model, &prompt, Shape::Chat, pace)
-        .await)
+    Ok(request.manner.answer(model, &prompt, Shape::Chat, pace).await)
 }
 
 impl Manner {
     /// A question without words only loads the model, or unloads it.
     fn load(&self, model: &str, shape: Shape) -> Response<Body> {
-        let unload = self
-            .keep_alive
-            .as_ref()
-            .is_some_and(|keep| *keep == 0 || *keep == "0");
+        let unload = self.keep_alive.as_ref().is_some_and(|keep| *keep == 0 || *keep == "0");
         let mut line = shape.line(model, "");
         line["done"] = json!(true);
         line["done_reason"] = json!(if unload { "unload" } else { "load" });
         reply::json(&line)
     }
 
-    async fn answer(
-        self,
-        model: String,
-        prompt: &Prompt,
-        shape: Shape,
-        pace: Duration,
-    ) -> Response<Body> {
+    async fn answer(self, model: String, prompt: &Prompt, shape: Shape, pace: Duration) -> Response<Body> {
         let limit = self.options.and_then(|options| options.num_predict);
         let answer = Answer::new(prompt, limit, pace);
         if self.stream == Some(false) {
@@ -229,11 +214,7 @@ impl Shape {
 
 /// A duration as Ollama writes it, never zero: callers divide by it.
 fn nanos(duration: Duration) -> Value {
-    json!(
-        u64::try_from(duration.as_nanos())
-            .unwrap_or(u64::MAX)
-            .max(1)
-    )
+    json!(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).max(1))
 }
 
 pub(super) fn embed(body: &Bytes) -> Result<Response<Body>, Failure> {

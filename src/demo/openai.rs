@@ -83,11 +83,7 @@ pub(super) async fn chat(body: &Bytes, pace: Duration) -> Result<Response<Body>,
 
 pub(super) async fn completions(body: &Bytes, pace: Duration) -> Result<Response<Body>, Failure> {
     let request: Completion = reply::parse(body)?;
-    let prompt = request
-        .prompt
-        .as_ref()
-        .map(Prompt::of_text)
-        .unwrap_or_default();
+    let prompt = request.prompt.as_ref().map(Prompt::of_text).unwrap_or_default();
     let sheet = Sheet::new(reply::known(request.model)?, Shape::Completion);
     Ok(request.manner.answer(sheet, &prompt, pace).await)
 }
@@ -99,10 +95,7 @@ impl Manner {
             let text = answer.text().await;
             return reply::json(&sheet.whole(&text, &answer));
         }
-        let counted = self
-            .stream_options
-            .and_then(|options| options.include_usage)
-            == Some(true);
+        let counted = self.stream_options.and_then(|options| options.include_usage) == Some(true);
         reply::events(answer.stream(None, move |answer, word| match word {
             Some(word) => event(&sheet.chunk(word, None)),
             None => sheet.end(answer, counted),
@@ -217,9 +210,7 @@ pub(super) fn embeddings(body: &Bytes) -> Result<Response<Body>, Failure> {
         None | Some("" | "float") => false,
         Some("base64") => true,
         Some(other) => {
-            return Err(Failure::bad_request(format!(
-                "invalid encoding_format '{other}'"
-            )));
+            return Err(Failure::bad_request(format!("invalid encoding_format '{other}'")));
         }
     };
     let vector = |text: &str| {
@@ -232,9 +223,7 @@ pub(super) fn embeddings(body: &Bytes) -> Result<Response<Body>, Failure> {
     let data: Vec<_> = texts
         .iter()
         .enumerate()
-        .map(|(index, text)| {
-            json!({ "object": "embedding", "index": index, "embedding": vector(text) })
-        })
+        .map(|(index, text)| json!({ "object": "embedding", "index": index, "embedding": vector(text) }))
         .collect();
     let words: usize = texts.iter().map(|text| prompt::count(text)).sum();
     Ok(reply::json(&json!({
@@ -247,15 +236,11 @@ pub(super) fn embeddings(body: &Bytes) -> Result<Response<Body>, Failure> {
 
 /// Little-endian 32-bit floats in base64: what OpenAI's own clients ask for unless told otherwise.
 fn pack(vector: &[f32]) -> String {
-    let bytes: Vec<u8> = vector
-        .iter()
-        .flat_map(|component| component.to_le_bytes())
-        .collect();
+    let bytes: Vec<u8> = vector.iter().flat_map(|component| component.to_le_bytes()).collect();
     STANDARD.encode(bytes)
 }
 
 pub(super) fn failed(failure: &Failure) -> Response<Body> {
-    let error =
-        json!({ "message": failure.message, "type": failure.kind(), "param": null, "code": null });
+    let error = json!({ "message": failure.message, "type": failure.kind(), "param": null, "code": null });
     reply::json_with_status(failure.status, &json!({ "error": error }))
 }

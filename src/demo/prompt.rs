@@ -66,11 +66,7 @@ impl Prompt {
     pub(super) fn of_conversation(messages: &[Message]) -> Self {
         let mut prompt = Self::default();
         for message in messages {
-            let turn = message
-                .content
-                .as_ref()
-                .map(Self::of_text)
-                .unwrap_or_default();
+            let turn = message.content.as_ref().map(Self::of_text).unwrap_or_default();
             prompt.words += turn.words;
             if message.role == "user" {
                 prompt.said = turn.said;

@@ -54,10 +54,7 @@ pub(super) fn known(name: Option<String>) -> Result<String, Failure> {
     if name == MODEL || MODEL.strip_suffix(":latest") == Some(name.as_str()) {
         return Ok(name);
     }
-    Err(Failure::new(
-        StatusCode::NOT_FOUND,
-        format!("model '{name}' not found"),
-    ))
+    Err(Failure::new(StatusCode::NOT_FOUND, format!("model '{name}' not found")))
 }
 
 pub(super) fn empty(status: StatusCode) -> Response<Body> {
@@ -113,7 +110,5 @@ fn with_status(status: StatusCode, body: Body) -> Response<Body> {
 }
 
 fn whole(bytes: Bytes) -> Body {
-    Full::new(bytes)
-        .map_err(|never| match never {})
-        .boxed_unsync()
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }

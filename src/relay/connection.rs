@@ -103,12 +103,7 @@ impl Drop for Active {
 }
 
 /// Serves a connection until it ends, is idle for too long, or the relay stops.
-pub async fn serve(
-    relay: Arc<Relay>,
-    stream: TcpStream,
-    address: SocketAddr,
-    permit: OwnedSemaphorePermit,
-) {
+pub async fn serve(relay: Arc<Relay>, stream: TcpStream, address: SocketAddr, permit: OwnedSemaphorePermit) {
     socket::tune_server(&stream);
     let caller = Caller::new(address);
     let io = CallerIo::new(stream, caller.broken(), permit);
@@ -189,11 +184,7 @@ impl CallerIo {
 }
 
 impl AsyncRead for CallerIo {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }

@@ -123,7 +123,9 @@ fn outgoing(
     if let Ok(address) = HeaderValue::from_str(&caller.address().ip().to_string()) {
         parts.headers.insert(X_FORWARDED_FOR, address);
     }
-    parts.headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    parts
+        .headers
+        .insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
     if let Some(host) = parts.headers.get(HOST).cloned() {
         parts.headers.insert(X_FORWARDED_HOST, host);
     }
@@ -142,7 +144,10 @@ fn outgoing(
 }
 
 fn body_too_large() -> Error {
-    Error::new(Code::TooLarge, "the request body is larger than this relay takes (its option --max-body)")
+    Error::new(
+        Code::TooLarge,
+        "the request body is larger than this relay takes (its option --max-body)",
+    )
 }
 
 /// Calls a bridge. A request that did not reach its bridge at all, or that may be repeated (RFC 9110 §9.2.2: GET and HEAD), is
@@ -170,12 +175,7 @@ async fn call(
     Ok(call_session(&session, limit, unsent).await?)
 }
 
-async fn find(
-    relay: &Relay,
-    user: &Arc<str>,
-    wanted: Option<&str>,
-    deadline: Instant,
-) -> Result<Arc<Session>, Error> {
+async fn find(relay: &Relay, user: &Arc<str>, wanted: Option<&str>, deadline: Instant) -> Result<Arc<Session>, Error> {
     if let Some(session) = relay.registry.pick(user, wanted) {
         return Ok(session);
     }
@@ -225,10 +225,7 @@ fn incoming(response: Response<Body>, guard: impl FnOnce(Body) -> GuardedBody) -
     headers::remove_tunnel(&mut parts.headers);
     let streams = !parts.headers.contains_key(CONTENT_LENGTH) && !http_body::Body::is_end_stream(&body);
     if streams {
-        for (name, value) in [
-            (X_ACCEL_BUFFERING, "no"),
-            (CACHE_CONTROL, "no-cache, no-transform"),
-        ] {
+        for (name, value) in [(X_ACCEL_BUFFERING, "no"), (CACHE_CONTROL, "no-cache, no-transform")] {
             parts
                 .headers
                 .entry(name)
@@ -274,10 +271,7 @@ impl http_body::Body for MeteredBody {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         let Poll::Ready(Some(Ok(frame))) = frame else {
             return frame.map_err(Into::into);
@@ -319,10 +313,7 @@ impl http_body::Body for GuardedBody {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
         let frame = match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Pending => match Pin::new(&mut this.idle).poll(cx) {

@@ -8,10 +8,10 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use serde_json::{Value, json};
 
+use super::Relay;
 use super::auth;
 use super::error::{Code, Error};
 use super::registry::Session;
-use super::Relay;
 use crate::transport::{Body, collect, empty, full};
 
 /// How long a bridge may take to tell its models for a list.

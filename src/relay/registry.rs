@@ -290,12 +290,7 @@ impl Registry {
     }
 
     /// Waits for the bridge as [`Registry::pick`] finds it, if it was here within the last minute, at most until `deadline`.
-    pub async fn await_bridge(
-        &self,
-        user: &Arc<str>,
-        wanted: Option<&str>,
-        deadline: Instant,
-    ) -> Option<Arc<Session>> {
+    pub async fn await_bridge(&self, user: &Arc<str>, wanted: Option<&str>, deadline: Instant) -> Option<Arc<Session>> {
         let changed = {
             let mut users = self.lock();
             Arc::clone(&users.entry(Arc::clone(user)).or_default().changed)

@@ -63,10 +63,7 @@ pub fn route(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Route, E
         path_and_query.push('?');
         path_and_query.push_str(query);
     }
-    Ok(Route::Forward(Target {
-        bridge,
-        path_and_query,
-    }))
+    Ok(Route::Forward(Target { bridge, path_and_query }))
 }
 
 fn read_only(method: &Method, route: Route) -> Result<Route, Error> {

@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use http::header::{
-    CONNECTION, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
-    SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -15,17 +14,17 @@ use hyper_util::server::conn::auto;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
+use super::Relay;
 use super::auth::{self, tokens};
 use super::connection::CallerIo;
 use super::error::{Code, Error};
 use super::registry::{Identity, Session};
-use super::Relay;
 use crate::transport::headers as names;
+use crate::transport::ws::SUBPROTOCOL;
 use crate::transport::ws::control::Control;
 use crate::transport::ws::mux::{Driver, End, Event};
 use crate::transport::ws::relay::WsLink;
 use crate::transport::ws::socket::Socket;
-use crate::transport::ws::SUBPROTOCOL;
 use crate::transport::{Body, Ending, Link, empty};
 
 /// How long a fresh link may take to prove that a request crosses it.
@@ -47,7 +46,10 @@ pub fn upgrade(relay: &Arc<Relay>, mut request: Request<Incoming>) -> Result<Res
     }
     let owner = auth::bridge(&relay.tokens, headers, request.uri().query())?;
     if relay.shutdown.is_draining() {
-        return Err(Error::new(Code::Draining, "the relay is stopping; connect again in a moment"));
+        return Err(Error::new(
+            Code::Draining,
+            "the relay is stopping; connect again in a moment",
+        ));
     }
     let key = handshake_key(headers)?;
     let mut identity = read_identity(relay, &owner, headers)?;
@@ -174,7 +176,11 @@ async fn run(relay: Arc<Relay>, upgraded: Upgraded, identity: Identity, owner: a
 
 /// Whether the relay's own request crosses the link.
 async fn prove(link: &WsLink, driver: &mut Driver<CallerIo>) -> bool {
-    let ready = async { tokio::time::timeout(READY_TIMEOUT, link.is_ready()).await.unwrap_or(false) };
+    let ready = async {
+        tokio::time::timeout(READY_TIMEOUT, link.is_ready())
+            .await
+            .unwrap_or(false)
+    };
     tokio::select! {
         ready = ready => ready,
         _ = drive_to_end(driver) => false,
@@ -239,9 +245,9 @@ async fn token_end(owner: &auth::Identity) {
                 return;
             }
             // The wall clock decides, and it may be set meanwhile: look again at least every minute.
-            let until_next_second = UNIX_EPOCH
-                .elapsed()
-                .map_or(Duration::ZERO, |now| Duration::from_millis(u64::from(now.subsec_millis())));
+            let until_next_second = UNIX_EPOCH.elapsed().map_or(Duration::ZERO, |now| {
+                Duration::from_millis(u64::from(now.subsec_millis()))
+            });
             let nap = Duration::from_secs(left.min(60)).saturating_sub(until_next_second);
             tokio::time::sleep(nap.max(Duration::from_millis(1))).await;
         },

@@ -286,7 +286,11 @@ impl Dialer {
         };
         let bare = origin.host.trim_start_matches('[').trim_end_matches(']');
         let name = ServerName::try_from(bare.to_owned()).map_err(|e| tls_error(e.to_string()))?;
-        let stream = self.tls.connect(name, tcp).await.map_err(|e| tls_error(e.to_string()))?;
+        let stream = self
+            .tls
+            .connect(name, tcp)
+            .await
+            .map_err(|e| tls_error(e.to_string()))?;
         Ok(Stream::Tls(Box::new(stream)))
     }
 }

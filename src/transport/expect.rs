@@ -73,10 +73,7 @@ impl http_body::Body for HeldBody {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         if let Some((gate, patience)) = &mut self.gate {
             if gate.poll_open(cx).is_pending() && patience.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;

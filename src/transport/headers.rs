@@ -1,8 +1,8 @@
 //! What every hop does to header fields (protocol.md section 4): one set of functions for both transports and both ends.
 
 use http::header::{
-    AUTHORIZATION, CONNECTION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN,
-    PROXY_AUTHORIZATION, REFERER, TE, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, PROXY_AUTHORIZATION, REFERER,
+    TE, TRANSFER_ENCODING, UPGRADE,
 };
 
 /// The code of an error of ours; on a response it is always ours, an upstream's own is removed.
@@ -113,11 +113,7 @@ pub fn remove_tunnel(headers: &mut HeaderMap) {
 }
 
 fn remove_prefixed(headers: &mut HeaderMap, prefixes: &[&str]) {
-    let matches = |name: &HeaderName| {
-        prefixes
-            .iter()
-            .any(|prefix| name.as_str().starts_with(prefix))
-    };
+    let matches = |name: &HeaderName| prefixes.iter().any(|prefix| name.as_str().starts_with(prefix));
     // Nearly no message has any: look first, collect only then.
     if headers.keys().any(matches) {
         let found: Vec<HeaderName> = headers.keys().filter(|name| matches(name)).cloned().collect();

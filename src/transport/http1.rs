@@ -43,11 +43,7 @@ impl Connection {
             inner: stream,
             deaf: false,
         });
-        let (sender, driver) = Builder::new()
-            .writev(false)
-            .max_buf_size(BUFFER)
-            .handshake(io)
-            .await?;
+        let (sender, driver) = Builder::new().writev(false).max_buf_size(BUFFER).handshake(io).await?;
         Ok(Self {
             sender,
             driver: Box::pin(driver.with_upgrades()),
@@ -124,10 +120,7 @@ impl Pool {
     fn close_expired(&self) {
         let mut over = Vec::new();
         let mut idle = self.lock();
-        while idle
-            .front()
-            .is_some_and(|(_, since)| since.elapsed() >= self.max_idle)
-        {
+        while idle.front().is_some_and(|(_, since)| since.elapsed() >= self.max_idle) {
             over.extend(idle.pop_front());
         }
         if idle.is_empty() {
@@ -221,10 +214,7 @@ impl http_body::Body for DrivenBody {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
         let Some(incoming) = &mut this.incoming else {
             return Poll::Ready(None);
@@ -260,9 +250,7 @@ impl Drop for DrivenBody {
         let ended = self.ended || http_body::Body::is_end_stream(self);
         // Before the connection is looked at: it would take an unread body for one nobody wants.
         self.incoming = None;
-        if ended
-            && let (Some(connection), Some(home)) = (self.connection.take(), self.home.upgrade())
-        {
+        if ended && let (Some(connection), Some(home)) = (self.connection.take(), self.home.upgrade()) {
             home.put(connection);
         }
     }
@@ -276,11 +264,7 @@ struct ReadOn<T> {
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for ReadOn<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_read(cx, buf)
     }
 }

@@ -51,11 +51,7 @@ impl IdleLimit {
     /// Watches the activity.
     pub fn new(activity: Activity, limit: Duration) -> Self {
         let timer = Box::pin(sleep_until(activity.last() + limit));
-        Self {
-            activity,
-            limit,
-            timer,
-        }
+        Self { activity, limit, timer }
     }
 }
 

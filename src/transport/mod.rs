@@ -99,9 +99,7 @@ pub fn empty() -> Body {
 
 /// A body that is all at hand.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into())
-        .map_err(|never| match never {})
-        .boxed_unsync()
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
 /// All of a small body; none if it breaks or has more than `most` octets.
@@ -132,7 +130,10 @@ pub fn refusal(error: &ExchangeError) -> Response<Body> {
             "the local server closed the connection before it answered".to_owned(),
         ),
         ExchangeError::Overloaded => ("overloaded", error.to_string()),
-        ExchangeError::Protocol(_) => ("upstream_unreachable", "the local server's answer is no HTTP".to_owned()),
+        ExchangeError::Protocol(_) => (
+            "upstream_unreachable",
+            "the local server's answer is no HTTP".to_owned(),
+        ),
     };
     let mut response = Response::new(empty());
     *response.status_mut() = StatusCode::BAD_GATEWAY;

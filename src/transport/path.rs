@@ -49,9 +49,7 @@ pub fn normalise(path: &str) -> Result<Normalised<'_>, PathError> {
 
 fn is_normal(path: &str) -> bool {
     let bytes = path.as_bytes();
-    !bytes
-        .iter()
-        .any(|b| matches!(b, b'%' | b'\\') || b.is_ascii_control())
+    !bytes.iter().any(|b| matches!(b, b'%' | b'\\') || b.is_ascii_control())
         && !bytes.windows(2).any(|pair| pair == b"//" || pair == b"/.")
 }
 

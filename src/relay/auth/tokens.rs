@@ -202,7 +202,9 @@ fn is_user(name: &str) -> bool {
 
 /// Seconds since 1970.
 pub fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |now| now.as_secs())
 }
 
 #[cfg(test)]
@@ -238,14 +240,21 @@ mod tests {
             assert_eq!((&*identity.user, identity.scopes), ("ann", scopes));
             assert_eq!(identity.expires.unwrap() - identity.issued.unwrap(), 60);
         }
-        assert_eq!(tokens.issue("", BOTH, None).err().map(|e| e.to_string().len() > 10), Some(true));
+        assert_eq!(
+            tokens.issue("", BOTH, None).err().map(|e| e.to_string().len() > 10),
+            Some(true)
+        );
     }
 
     #[test]
     fn what_is_not_ours_is_denied_with_its_reason() {
         let tokens = tokens();
         let hs256 = r#"{"alg":"HS256","typ":"JWT"}"#;
-        let none = format!("{}.{}.", URL_SAFE_NO_PAD.encode(r#"{"alg":"none"}"#), URL_SAFE_NO_PAD.encode("{}"));
+        let none = format!(
+            "{}.{}.",
+            URL_SAFE_NO_PAD.encode(r#"{"alg":"none"}"#),
+            URL_SAFE_NO_PAD.encode("{}")
+        );
         let other = Tokens::new(&[8; 32]).issue("ann", BOTH, None).unwrap();
         for (token, reason) in [
             (sign(hs256, r#"{"sub":"ann","exp":1}"#), Denied::Expired),
@@ -260,7 +269,12 @@ mod tests {
             ("nonsense".to_owned(), Denied::Malformed),
             ("x".repeat(100 * 1024), Denied::TooLong),
         ] {
-            assert_eq!(tokens.verify(&token).unwrap_err(), reason, "{}", &token[..20.min(token.len())]);
+            assert_eq!(
+                tokens.verify(&token).unwrap_err(),
+                reason,
+                "{}",
+                &token[..20.min(token.len())]
+            );
         }
     }
 

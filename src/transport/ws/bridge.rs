@@ -7,8 +7,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use http::header::{
-    AUTHORIZATION, CONNECTION, HOST, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
-    SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+    AUTHORIZATION, CONNECTION, HOST, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+    SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -135,8 +135,7 @@ fn broken(error: hyper::Error) -> ConnectError {
 
 fn websocket_key() -> Result<String, ConnectError> {
     let mut nonce = [0; 16];
-    aws_lc_rs::rand::fill(&mut nonce)
-        .map_err(|_| ConnectError::Handshake("no random numbers to be had".into()))?;
+    aws_lc_rs::rand::fill(&mut nonce).map_err(|_| ConnectError::Handshake("no random numbers to be had".into()))?;
     Ok(BASE64.encode(nonce))
 }
 
@@ -170,7 +169,9 @@ async fn check(response: Response<Incoming>, key: &str) -> Result<Response<Incom
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let expected = derive_accept_key(key.as_bytes());
         if text(headers, &SEC_WEBSOCKET_ACCEPT).as_deref() != Some(&expected) {
-            return Err(ConnectError::Handshake("Sec-WebSocket-Accept is missing or wrong".into()));
+            return Err(ConnectError::Handshake(
+                "Sec-WebSocket-Accept is missing or wrong".into(),
+            ));
         }
         if text(headers, &SEC_WEBSOCKET_PROTOCOL).as_deref() != Some(SUBPROTOCOL) {
             return Err(ConnectError::Handshake(format!(

@@ -49,7 +49,9 @@ mod tests {
         let steer = r#"{"type":"steer","transports":["ws"],"later":1}"#;
         assert_eq!(
             Control::parse(steer),
-            Control::Steer { transports: vec!["ws".into()] }
+            Control::Steer {
+                transports: vec!["ws".into()]
+            }
         );
     }
 

@@ -211,11 +211,7 @@ struct Ping {
 }
 
 /// Makes a link of a WebSocket.
-pub fn start<S: AsyncRead + AsyncWrite + Unpin>(
-    socket: Socket<S>,
-    side: Side,
-    max_streams: usize,
-) -> (Mux, Driver<S>) {
+pub fn start<S: AsyncRead + AsyncWrite + Unpin>(socket: Socket<S>, side: Side, max_streams: usize) -> (Mux, Driver<S>) {
     let now = Instant::now();
     let shared = Arc::new(Shared {
         side,
@@ -334,8 +330,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 Ok(None)
             }
             Message::Close(frame) => {
-                let (code, reason) =
-                    frame.map_or((1005, String::new()), |f| (f.code.into(), f.reason.to_string()));
+                let (code, reason) = frame.map_or((1005, String::new()), |f| (f.code.into(), f.reason.to_string()));
                 // tungstenite's answer goes out with the next flush.
                 self.flushing = true;
                 if self.closing.is_none() {
@@ -523,11 +518,7 @@ impl Future for ResetWatch {
 }
 
 impl AsyncRead for MuxStream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut state = self.shared.lock();
         let result = state.streams.poll_read(self.id, cx, buf);
         if state.streams.has_message() {

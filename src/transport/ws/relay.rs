@@ -10,8 +10,8 @@ use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::mux::{self, Driver, Mux};
 use super::control::Control;
+use super::mux::{self, Driver, Mux};
 use super::socket::Socket;
 use super::streams::Side;
 use super::{READY_PATH, TUNING, close};
@@ -26,10 +26,7 @@ pub struct WsLink {
 
 impl WsLink {
     /// Makes a link of a WebSocket. Somebody must drive the [`Driver`], and [`WsLink::expire_idle`] beside it.
-    pub fn new<S: AsyncRead + AsyncWrite + Unpin>(
-        socket: Socket<S>,
-        max_in_flight: usize,
-    ) -> (Self, Driver<S>) {
+    pub fn new<S: AsyncRead + AsyncWrite + Unpin>(socket: Socket<S>, max_in_flight: usize) -> (Self, Driver<S>) {
         let (mux, driver) = mux::start(socket, Side::Opener, max_in_flight);
         let pool = Pool::new(max_in_flight, TUNING.idle_stream);
         (Self { mux, pool }, driver)

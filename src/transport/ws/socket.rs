@@ -33,8 +33,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             inner: stream,
             received: read.len() as u64,
         };
-        let inner =
-            WebSocketStream::from_partially_read(meter, read.to_vec(), role, Some(config())).await;
+        let inner = WebSocketStream::from_partially_read(meter, read.to_vec(), role, Some(config())).await;
         Self {
             inner: Some(inner),
             role,
@@ -131,11 +130,7 @@ struct Meter<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Meter<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.inner).poll_read(cx, buf);
         self.received += (buf.filled().len() - before) as u64;

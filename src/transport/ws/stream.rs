@@ -14,40 +14,40 @@ use super::streams::Violation;
 
 /// The state of one stream, kept until both sides are done and its holder let go.
 #[derive(Debug)]
-pub struct Stream {
+pub(super) struct Stream {
     received: VecDeque<Bytes>,
     /// Small parts that came after all of `received`, gathered so that each costs no more than its bytes.
     gathered: BytesMut,
     /// The size of the receive window now.
-    pub window: u32,
+    pub(super) window: u32,
     /// How much the other side may still send.
     allowance: u32,
     /// Read, and not given back as credit yet.
     consumed: u32,
     credit_due: u32,
     /// Whether the stream waits in the queue of credits.
-    pub credit_queued: bool,
+    pub(super) credit_queued: bool,
     last_credit: Option<Instant>,
     fin_received: bool,
     reader: Option<Waker>,
 
     /// Written, and not sent yet; at most [`TUNING`]`.pending` octets.
-    pub pending: BytesMut,
+    pub(super) pending: BytesMut,
     credit: u32,
     /// Whether the stream waits in a queue of senders.
-    pub queued: bool,
+    pub(super) queued: bool,
     /// Whether nothing follows what is pending.
-    pub fin_queued: bool,
+    pub(super) fin_queued: bool,
     /// Whether the FIN went out.
-    pub fin_sent: bool,
+    pub(super) fin_sent: bool,
     writer: Option<Waker>,
 
     /// How the other side reset the stream.
-    pub reset: Option<ResetCode>,
+    pub(super) reset: Option<ResetCode>,
     /// Who waits for a reset.
-    pub watcher: Option<Waker>,
+    pub(super) watcher: Option<Waker>,
     /// Whether nobody holds the stream any more.
-    pub orphan: bool,
+    pub(super) orphan: bool,
 }
 
 impl Default for Stream {
@@ -78,12 +78,12 @@ impl Default for Stream {
 
 impl Stream {
     /// Whether both sides are done with it.
-    pub fn is_closed(&self) -> bool {
+    pub(super) fn is_closed(&self) -> bool {
         self.reset.is_some() || (self.fin_sent && self.fin_received)
     }
 
     /// Wakes everybody who waits on the stream.
-    pub fn wake(&mut self) {
+    pub(super) fn wake(&mut self) {
         for waker in [&mut self.reader, &mut self.writer, &mut self.watcher] {
             if let Some(waker) = waker.take() {
                 waker.wake();
@@ -92,7 +92,7 @@ impl Stream {
     }
 
     /// Takes a payload that came in a message of `whole` octets.
-    pub fn receive(&mut self, payload: Bytes, whole: usize) -> Result<(), Violation> {
+    pub(super) fn receive(&mut self, payload: Bytes, whole: usize) -> Result<(), Violation> {
         if self.fin_received {
             return Err(Violation::AfterEnd);
         }
@@ -117,7 +117,7 @@ impl Stream {
     }
 
     /// Takes the other side's FIN; tells whether that closed the stream.
-    pub fn receive_fin(&mut self) -> Result<bool, Violation> {
+    pub(super) fn receive_fin(&mut self) -> Result<bool, Violation> {
         if self.fin_received {
             return Err(Violation::AfterEnd);
         }
@@ -129,7 +129,7 @@ impl Stream {
     }
 
     /// Takes the other side's RESET; tells whether the stream was open until now.
-    pub fn receive_reset(&mut self, code: ResetCode) -> bool {
+    pub(super) fn receive_reset(&mut self, code: ResetCode) -> bool {
         let was_live = !self.is_closed();
         self.reset = Some(code);
         self.pending = BytesMut::new();
@@ -138,7 +138,7 @@ impl Stream {
     }
 
     /// Takes the other side's WINDOW.
-    pub fn add_credit(&mut self, credit: u32) -> Result<(), Violation> {
+    pub(super) fn add_credit(&mut self, credit: u32) -> Result<(), Violation> {
         self.credit = self
             .credit
             .checked_add(credit)
@@ -148,7 +148,7 @@ impl Stream {
     }
 
     /// Reads what has arrived; see `Streams::poll_read`.
-    pub fn poll_read(
+    pub(super) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
@@ -184,13 +184,13 @@ impl Stream {
     }
 
     /// Whether enough was read that the other side should hear of it.
-    pub fn owes_credit(&self) -> bool {
+    pub(super) fn owes_credit(&self) -> bool {
         self.consumed >= self.window / 4 && !self.fin_received && self.reset.is_none()
     }
 
     /// Turns what was read into credit, and grows the window by at most `cap` when the stream uses it up faster than the
     /// round trip gives it back. Returns by how much it grew.
-    pub fn give_credit(&mut self, now: Instant, round_trip: Duration, cap: usize) -> usize {
+    pub(super) fn give_credit(&mut self, now: Instant, round_trip: Duration, cap: usize) -> usize {
         let quick = self
             .last_credit
             .is_some_and(|last| now.duration_since(last) <= round_trip / 2);
@@ -204,7 +204,7 @@ impl Stream {
     }
 
     /// Writes the WINDOW that is due.
-    pub fn write_credit(&mut self, id: u32, out: &mut BytesMut) {
+    pub(super) fn write_credit(&mut self, id: u32, out: &mut BytesMut) {
         self.credit_queued = false;
         let credit = std::mem::take(&mut self.credit_due);
         if self.reset.is_none() && !self.fin_received {
@@ -214,7 +214,7 @@ impl Stream {
     }
 
     /// Takes bytes to send; see `Streams::poll_write`.
-    pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if self.reset.is_some() {
             return Poll::Ready(Ok(bytes.len()));
         }
@@ -231,12 +231,12 @@ impl Stream {
     }
 
     /// Whether data may go out now.
-    pub fn has_sendable_data(&self) -> bool {
+    pub(super) fn has_sendable_data(&self) -> bool {
         self.credit > 0 && !self.pending.is_empty()
     }
 
     /// Whether data or the FIN may go out now.
-    pub fn has_sendable(&self) -> bool {
+    pub(super) fn has_sendable(&self) -> bool {
         self.has_sendable_data() || self.has_sendable_fin()
     }
 
@@ -245,7 +245,7 @@ impl Stream {
     }
 
     /// Writes a DATA of at most `most` octets; tells whether one was written.
-    pub fn write_data(&mut self, id: u32, most: usize, out: &mut BytesMut) -> bool {
+    pub(super) fn write_data(&mut self, id: u32, most: usize, out: &mut BytesMut) -> bool {
         let length = self.pending.len().min(most).min(self.credit as usize);
         if length == 0 {
             return false;
@@ -264,7 +264,7 @@ impl Stream {
     }
 
     /// Writes the FIN if it is due; tells whether it was written.
-    pub fn write_fin(&mut self, id: u32, out: &mut BytesMut) -> bool {
+    pub(super) fn write_fin(&mut self, id: u32, out: &mut BytesMut) -> bool {
         let due = self.has_sendable_fin();
         if due {
             frame::fin(out, id);

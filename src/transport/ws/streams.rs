@@ -239,12 +239,7 @@ impl Streams {
     }
 
     /// Reads what has arrived on a stream: bytes, then either its end (nothing read) or the error that ended it.
-    pub fn poll_read(
-        &mut self,
-        id: u32,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    pub fn poll_read(&mut self, id: u32, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Some(stream) = self.streams.get_mut(&id) else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
@@ -262,12 +257,7 @@ impl Streams {
 
     /// Takes bytes to send. After the other side's reset they are dropped without an error: what it sent before (an early
     /// answer to an upload) must still be read, and the reading side tells how the stream ended.
-    pub fn poll_write(
-        &mut self,
-        id: u32,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    pub fn poll_write(&mut self, id: u32, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if self.ended {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }

@@ -1,0 +1,241 @@
+//! The bridge's token: read at each connect, renewed in time, its end announced.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::header::{AUTHORIZATION, HOST};
+use http::{Request, StatusCode};
+
+use super::config::TokenSource;
+use crate::files;
+use crate::token::{Claims, Secret};
+use crate::transport::dial::{Dialer, RelayUrl};
+use crate::transport::http1::{self, Connection};
+use crate::transport::{collect, empty};
+
+/// Before its end, a token that could not be renewed is announced.
+const ANNOUNCED: Duration = Duration::from_secs(14 * 24 * 3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// After a renewal that failed.
+const RETRY: Duration = Duration::from_secs(600);
+/// How long the relay may take to renew.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why there is no token.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// The file cannot be read.
+    #[error("cannot read the token file {path}: {detail}")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// The system's words.
+        detail: String,
+    },
+    /// There is nothing in it.
+    #[error("the token file {0} is empty")]
+    Empty(String),
+}
+
+/// Keeps the token that is in use.
+#[derive(Debug)]
+pub struct Credential {
+    source: TokenSource,
+    /// What the source said when it was last read.
+    read: Option<Secret>,
+    /// What the relay gave since, where the source could not keep it.
+    renewed: Option<Secret>,
+    next_try: Option<SystemTime>,
+    announced: Option<SystemTime>,
+}
+
+impl Credential {
+    /// Nothing is read yet.
+    pub fn new(source: TokenSource) -> Self {
+        Self {
+            source,
+            read: None,
+            renewed: None,
+            next_try: None,
+            announced: None,
+        }
+    }
+
+    /// The token to connect with. One that was put into the file meanwhile goes before one that was renewed.
+    ///
+    /// # Errors
+    /// [`TokenError`] when the file has none.
+    pub fn read(&mut self) -> Result<Secret, TokenError> {
+        let fresh = match &self.source {
+            TokenSource::Given(token) => token.clone(),
+            TokenSource::File(path) => read_file(path)?,
+        };
+        if self.read.as_ref() != Some(&fresh) {
+            self.renewed = None;
+            self.next_try = None;
+            self.read = Some(fresh.clone());
+        }
+        Ok(self.renewed.clone().unwrap_or(fresh))
+    }
+
+    fn current(&self) -> Option<&Secret> {
+        self.renewed.as_ref().or(self.read.as_ref())
+    }
+
+    /// Resolves when something is to be done about the token: announce its end, or renew it.
+    pub async fn due(&mut self) {
+        loop {
+            let now = SystemTime::now();
+            self.announce(now);
+            let Some(renewal) = self.renewal_time() else {
+                return std::future::pending().await;
+            };
+            let wait = renewal.max(self.next_try.unwrap_or(renewal)).duration_since(now);
+            match wait {
+                // The wall clock may be set meanwhile: look again every minute.
+                Ok(wait) if !wait.is_zero() => tokio::time::sleep(wait.min(Duration::from_secs(60))).await,
+                _ => return,
+            }
+        }
+    }
+
+    /// When a third of its life is left.
+    fn renewal_time(&self) -> Option<SystemTime> {
+        let claims = Claims::peek(self.current()?)?;
+        let (issued, end) = (claims.iat?, claims.exp?);
+        let third = end.checked_sub(issued)? / 3;
+        Some(UNIX_EPOCH + Duration::from_secs(end - third))
+    }
+
+    fn announce(&mut self, now: SystemTime) {
+        let end = self.current().and_then(Claims::peek).and_then(|claims| claims.exp);
+        let left = end.and_then(|end| (UNIX_EPOCH + Duration::from_secs(end)).duration_since(now).ok());
+        let told = self
+            .announced
+            .is_some_and(|at| now.duration_since(at).is_ok_and(|ago| ago < DAY));
+        if let Some(left) = left.filter(|left| *left < ANNOUNCED)
+            && !told
+        {
+            self.announced = Some(now);
+            tracing::warn!(
+                "the token ends in {}; it is renewed by itself while the relay can be reached",
+                span(left)
+            );
+        }
+    }
+
+    /// Asks the relay for a fresh token and keeps it. Returns it if there is one.
+    pub async fn renew(&mut self, dialer: &Dialer, relay: &RelayUrl) -> Option<Secret> {
+        let current = self.current()?.clone();
+        match tokio::time::timeout(TIMEOUT, request(dialer, relay, &current)).await {
+            Ok(Ok(fresh)) => {
+                self.keep(fresh.clone());
+                Some(fresh)
+            }
+            Ok(Err(why)) => self.failed(&why),
+            Err(_) => self.failed("no answer"),
+        }
+    }
+
+    fn failed(&mut self, why: &str) -> Option<Secret> {
+        tracing::warn!("the token could not be renewed: {why}; trying again in ten minutes");
+        self.next_try = Some(SystemTime::now() + RETRY);
+        None
+    }
+
+    fn keep(&mut self, fresh: Secret) {
+        self.next_try = None;
+        self.announced = None;
+        if let TokenSource::File(path) = &self.source {
+            match files::replace_private(path, format!("{}\n", fresh.expose()).as_bytes()) {
+                Ok(()) => {
+                    self.read = Some(fresh);
+                    self.renewed = None;
+                    tracing::info!(file = %path.display(), "the token was renewed");
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(file = %path.display(), %error, "the renewed token could not be written; it is kept in memory");
+                }
+            }
+        }
+        self.renewed = Some(fresh);
+    }
+}
+
+fn read_file(path: &Path) -> Result<Secret, TokenError> {
+    let text = std::fs::read_to_string(path).map_err(|error| TokenError::Unreadable {
+        path: path.display().to_string(),
+        detail: error.to_string(),
+    })?;
+    let token = Secret::new(&text);
+    if token.expose().is_empty() {
+        return Err(TokenError::Empty(path.display().to_string()));
+    }
+    Ok(token)
+}
+
+async fn request(dialer: &Dialer, relay: &RelayUrl, token: &Secret) -> Result<Secret, String> {
+    let stream = dialer.dial(relay.origin()).await.map_err(|e| e.to_string())?;
+    let connection = Connection::begin(stream).await.map_err(|e| e.to_string())?;
+    let request = Request::post(relay.path("/-/token/renew"))
+        .header(HOST, relay.origin().authority())
+        .header(AUTHORIZATION, token.bearer())
+        .body(empty())
+        .map_err(|e| e.to_string())?;
+    let response = http1::exchange(connection, std::sync::Weak::new(), request)
+        .await
+        .map_err(|e| e.to_string())?;
+    if response.status() != StatusCode::OK {
+        return Err(format!("the answer was {}", response.status()));
+    }
+    let body = collect(response.into_body(), 64 * 1024).await.unwrap_or_default();
+    let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+    answer
+        .get("token")
+        .and_then(|token| token.as_str())
+        .map(Secret::new)
+        .ok_or_else(|| "the answer holds no token".to_owned())
+}
+
+/// A span of time in words, in its largest unit.
+fn span(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (count, unit) = match seconds {
+        0..120 => (seconds, "second"),
+        120..7200 => (seconds / 60, "minute"),
+        7200..172_800 => (seconds / 3600, "hour"),
+        _ => (seconds / 86_400, "day"),
+    };
+    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_is_read_again_and_goes_before_what_was_renewed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let mut credential = Credential::new(TokenSource::File(path.clone()));
+        assert!(matches!(credential.read(), Err(TokenError::Unreadable { .. })));
+        std::fs::write(&path, " \n").unwrap();
+        assert!(matches!(credential.read(), Err(TokenError::Empty(_))));
+        std::fs::write(&path, "one\n").unwrap();
+        assert_eq!(credential.read().unwrap().expose(), "one");
+        credential.keep(Secret::new("two"));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "two\n");
+        assert_eq!(credential.read().unwrap().expose(), "two");
+        std::fs::write(&path, "three").unwrap();
+        assert_eq!(credential.read().unwrap().expose(), "three");
+    }
+
+    #[test]
+    fn a_renewed_token_of_the_environment_is_kept_in_memory() {
+        let mut credential = Credential::new(TokenSource::Given(Secret::new("one")));
+        assert_eq!(credential.read().unwrap().expose(), "one");
+        credential.keep(Secret::new("two"));
+        assert_eq!(credential.read().unwrap().expose(), "two");
+    }
+}

@@ -1,0 +1,162 @@
+//! Notices what makes a connection worth trying at once: the machine slept, it has another address, a name resolves again.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::{Duration, SystemTime};
+
+use tokio::time::{Instant, sleep_until};
+
+/// Between two looks.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// The wall clock runs ahead of or behind the steady one by more than this: the machine slept, or the clock was set.
+const JUMP: Duration = Duration::from_secs(5);
+
+/// What changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// The wall clock jumped.
+    ClockJumped,
+    /// Another local address leads to the relay now.
+    AddressChanged,
+    /// The relay's name has an address again.
+    NameResolves,
+}
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::ClockJumped => "the computer woke up",
+            Self::AddressChanged => "the network changed",
+            Self::NameResolves => "the relay's name resolves again",
+        })
+    }
+}
+
+/// Compares each look with the one before.
+#[derive(Debug)]
+pub struct Network {
+    authority: String,
+    peer: Option<SocketAddr>,
+    seen: Seen,
+    next_look: Instant,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    wall: SystemTime,
+    steady: Instant,
+    local: Option<IpAddr>,
+}
+
+impl Network {
+    /// Watches the way to `host:port`.
+    pub fn new(authority: String) -> Self {
+        Self {
+            authority,
+            peer: None,
+            seen: Seen {
+                wall: SystemTime::now(),
+                steady: Instant::now(),
+                local: None,
+            },
+            next_look: Instant::now() + INTERVAL,
+        }
+    }
+
+    /// Resolves at the next change; nothing is missed when the future is dropped. `resolving`: the name had no address at the last try.
+    pub async fn changed(&mut self, resolving: bool) -> Change {
+        loop {
+            sleep_until(self.next_look).await;
+            self.next_look = Instant::now() + INTERVAL;
+            let address = if resolving || self.peer.is_none() {
+                self.resolve().await
+            } else {
+                None
+            };
+            if let Some(address) = address {
+                self.peer = Some(address);
+                if resolving {
+                    return Change::NameResolves;
+                }
+            }
+            let now = Seen {
+                wall: SystemTime::now(),
+                steady: Instant::now(),
+                local: self.peer.and_then(local_address),
+            };
+            let change = compare(&self.seen, &now);
+            self.seen = Seen {
+                // A moment without any address is no address.
+                local: now.local.or(self.seen.local),
+                ..now
+            };
+            if let Some(change) = change {
+                return change;
+            }
+        }
+    }
+
+    async fn resolve(&self) -> Option<SocketAddr> {
+        tokio::net::lookup_host(&self.authority).await.ok()?.next()
+    }
+}
+
+fn compare(before: &Seen, now: &Seen) -> Option<Change> {
+    let steady = now.steady.duration_since(before.steady);
+    let wall = now.wall.duration_since(before.wall);
+    let drift = match wall {
+        Ok(wall) => wall.abs_diff(steady),
+        Err(backwards) => backwards.duration() + steady,
+    };
+    if drift > JUMP {
+        return Some(Change::ClockJumped);
+    }
+    match (before.local, now.local) {
+        (Some(before), Some(now)) if before != now => Some(Change::AddressChanged),
+        _ => None,
+    }
+}
+
+/// The address this machine would use to reach the peer. Connecting a UDP socket sends nothing.
+fn local_address(peer: SocketAddr) -> Option<IpAddr> {
+    let any: SocketAddr = if peer.is_ipv4() {
+        ([0; 4], 0).into()
+    } else {
+        ([0; 16], 0).into()
+    };
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(peer).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(wall: u64, steady: Instant, local: Option<[u8; 4]>) -> Seen {
+        Seen {
+            wall: SystemTime::UNIX_EPOCH + Duration::from_secs(wall),
+            steady,
+            local: local.map(Into::into),
+        }
+    }
+
+    #[test]
+    fn sleep_and_other_addresses_are_noticed_and_nothing_else() {
+        let start = Instant::now();
+        let later = start + Duration::from_secs(1);
+        let home = Some([192, 168, 1, 2]);
+        let before = seen(1000, start, home);
+        assert_eq!(compare(&before, &seen(1001, later, home)), None);
+        assert_eq!(compare(&before, &seen(1001, later, None)), None);
+        assert_eq!(compare(&before, &seen(4600, later, home)), Some(Change::ClockJumped));
+        assert_eq!(compare(&before, &seen(900, later, home)), Some(Change::ClockJumped));
+        let cafe = seen(1001, later, Some([10, 0, 0, 7]));
+        assert_eq!(compare(&before, &cafe), Some(Change::AddressChanged));
+    }
+
+    #[test]
+    fn the_loopback_is_reached_from_the_loopback() {
+        let local = local_address(([127, 0, 0, 1], 9).into()).unwrap();
+        assert!(local.is_loopback());
+    }
+}

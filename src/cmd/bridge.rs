@@ -1,0 +1,296 @@
+//! `tunnel bridge`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use super::{Exit, Failure};
+use crate::bridge::config::{Config, TokenSource};
+use crate::bridge::policy::{Policy, Rule};
+use crate::bridge::status::{Phase, Status};
+use crate::bridge::{self, Stopped, random_name};
+use crate::files;
+use crate::shutdown::Shutdown;
+use crate::token::Secret;
+use crate::transport::dial::{BaseUrl, Dialer, RelayUrl};
+
+const EXAMPLE: &str = "\
+Example:
+  TUNNEL_TOKEN=… tunnel bridge --relay https://relay.example.com
+
+The token comes from the variable TUNNEL_TOKEN or from --token-file, never from an argument: other users of
+this computer can read those.";
+
+/// How long a connection to the relay or to Ollama may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The status line is drawn anew so often.
+const REDRAW: Duration = Duration::from_millis(500);
+
+/// Connect this desktop's Ollama to a relay.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
+pub struct Args {
+    /// The relay's address, as in https://relay.example.com
+    #[arg(long, value_name = "URL")]
+    relay: Option<String>,
+    /// A file with the token; read again at each connect, and rewritten when the token is renewed
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// This desktop's name at the relay [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Among several desktops, the highest priority gets the requests that name none
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    priority: i32,
+    /// How to talk to the relay
+    #[arg(long, value_enum, default_value = "ws")]
+    transport: Transport,
+    /// Where this desktop keeps its identity [default: the platform's folder for state]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    upstream: UpstreamArgs,
+    #[command(flatten)]
+    network: NetworkArgs,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Local server")]
+struct UpstreamArgs {
+    /// The local Ollama, or another HTTP server
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:11434")]
+    upstream: String,
+    /// A file of header lines (Name: value) that only the local server gets, such as its own key
+    #[arg(long, value_name = "FILE")]
+    upstream_header_file: Option<PathBuf>,
+    /// Let callers pull, push, create, copy and delete models
+    #[arg(long)]
+    allow_manage: bool,
+    /// Let callers do this too, as in 'POST /rerank'; * for any method or at the end; may be repeated
+    #[arg(long, value_name = "RULE")]
+    allow: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Network")]
+struct NetworkArgs {
+    /// Send token and conversations unencrypted to a relay on another machine
+    #[arg(long)]
+    insecure_http: bool,
+    /// Trust the certificates in this PEM file too
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Transport {
+    /// WebSocket
+    Ws,
+}
+
+impl Args {
+    fn relay(&self) -> Result<RelayUrl, Failure> {
+        let relay: RelayUrl = self
+            .relay
+            .as_deref()
+            .ok_or_else(|| Failure::usage(missing("the relay's address")))?
+            .parse()
+            .map_err(|error| Failure::usage(format!("--relay: {error}")))?;
+        if !relay.origin().is_tls() && !relay.origin().is_loopback() && !self.network.insecure_http {
+            return Err(Failure::usage(format!(
+                "{relay} is not encrypted: your token and conversations could be read on the way.\n\
+                 Use https://, or --insecure-http if the network between is yours."
+            )));
+        }
+        Ok(relay)
+    }
+
+    fn token(&self) -> Result<TokenSource, Failure> {
+        if let Some(path) = &self.token_file {
+            return Ok(TokenSource::File(path.clone()));
+        }
+        match std::env::var("TUNNEL_TOKEN") {
+            Ok(token) if !token.trim().is_empty() => Ok(TokenSource::Given(Secret::new(&token))),
+            _ => Err(Failure::usage(missing("a token"))),
+        }
+    }
+
+    fn name(&self) -> Result<String, Failure> {
+        let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        match &self.name {
+            Some(name) if !name.is_empty() && name.len() <= 64 && name.chars().all(fits) => Ok(name.clone()),
+            Some(name) => Err(Failure::usage(format!(
+                "--name {} cannot be used: 1 to 64 of the characters A-Z a-z 0-9 . _ -",
+                name.escape_debug()
+            ))),
+            None => {
+                let host = gethostname::gethostname().to_string_lossy().into_owned();
+                let name: String = host.chars().map(|c| if fits(c) { c } else { '-' }).take(64).collect();
+                Ok(if name.is_empty() { "desktop".to_owned() } else { name })
+            }
+        }
+    }
+
+    fn client_id(&self) -> Result<String, Failure> {
+        let folder = match &self.state_dir {
+            Some(folder) => folder.clone(),
+            None => dirs::state_dir()
+                .or_else(dirs::data_local_dir)
+                .map(|state| state.join("tunnel"))
+                .ok_or_else(|| Failure::usage("there is no home folder here: name one with --state-dir DIR"))?,
+        };
+        let path = folder.join("client-id");
+        let read = files::read_or_create(&path, || Ok(random_name().into_bytes())).with_context(|| {
+            format!(
+                "cannot read or make {}; choose another folder with --state-dir",
+                path.display()
+            )
+        })?;
+        let id = String::from_utf8_lossy(&read).trim().to_owned();
+        let fits = (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic());
+        if fits {
+            Ok(id)
+        } else {
+            Err(Failure::usage(format!(
+                "{} is damaged; delete it to get a new identity",
+                path.display()
+            )))
+        }
+    }
+
+    fn policy(&self) -> Result<Policy, Failure> {
+        let rules: Result<Vec<Rule>, _> = self.upstream.allow.iter().map(|rule| rule.parse()).collect();
+        let rules = rules.map_err(|error| Failure::usage(format!("--allow: {error}")))?;
+        Ok(Policy::new(self.upstream.allow_manage, rules))
+    }
+}
+
+impl TryFrom<Args> for Config {
+    type Error = Failure;
+
+    fn try_from(args: Args) -> Result<Self, Failure> {
+        let relay = args.relay()?;
+        let token = args.token()?;
+        let upstream: BaseUrl = args
+            .upstream
+            .upstream
+            .parse()
+            .map_err(|error| Failure::usage(format!("--upstream: {error}")))?;
+        let headers = match &args.upstream.upstream_header_file {
+            Some(path) => read_headers(path)?,
+            None => HeaderMap::new(),
+        };
+        let dialer = Dialer::new(args.network.ca_file.as_deref(), CONNECT_TIMEOUT)
+            .map_err(|error| Failure::usage(format!("{error}")))?;
+        Ok(Self {
+            relay,
+            token,
+            name: args.name()?,
+            priority: args.priority,
+            ephemeral: false,
+            client_id: args.client_id()?,
+            upstream,
+            upstream_headers: headers,
+            policy: args.policy()?,
+            dialer,
+        })
+    }
+}
+
+fn missing(what: &str) -> String {
+    format!(
+        "{what} is needed. This would work:\n  TUNNEL_TOKEN=… tunnel bridge --relay https://relay.example.com\n\
+         The relay's operator makes a token with: tunnel relay token --user NAME"
+    )
+}
+
+fn read_headers(path: &Path) -> Result<HeaderMap, Failure> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut headers = HeaderMap::new();
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        // The value may be a secret: only the line's number is told.
+        let bad = || Failure::usage(format!("{}: line {} is not 'Name: value'", path.display(), number + 1));
+        let (name, value) = line.split_once(':').ok_or_else(bad)?;
+        let name = HeaderName::from_bytes(name.trim().as_bytes()).map_err(|_| bad())?;
+        let mut value = HeaderValue::from_str(value.trim()).map_err(|_| bad())?;
+        value.set_sensitive(true);
+        headers.append(name, value);
+    }
+    Ok(headers)
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`Failure`] with its exit code.
+pub fn main(args: Args, bars: &MultiProgress) -> Result<(), Failure> {
+    // There is one transport so far; clap has refused every other.
+    let Transport::Ws = args.transport;
+    let config = Config::try_from(args)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let status = Arc::new(Status::default());
+        let shutdown = Shutdown::new();
+        tokio::spawn(shutdown.clone().on_signals());
+        let relay = config.relay.to_string();
+        tokio::select! {
+            ended = bridge::run(config, Arc::clone(&status), shutdown.clone()) => ended.map_err(explain),
+            never = show(&status, &relay, bars) => match never {},
+        }
+    })
+}
+
+/// What a bridge that ended by itself means for the person who started it.
+pub(super) fn explain(stopped: Stopped) -> Failure {
+    match stopped {
+        Stopped::Refused(_) => Failure::new(
+            Exit::Refused,
+            anyhow::anyhow!("{stopped}\nGet a new one from the relay's operator: tunnel relay token --user NAME"),
+        ),
+        Stopped::NoToken(_) => Failure::new(Exit::Usage, stopped),
+        Stopped::Replaced => Failure::new(Exit::Failed, stopped),
+    }
+}
+
+/// Draws the status line while there is a terminal; never ends.
+async fn show(status: &Status, relay: &str, bars: &MultiProgress) -> std::convert::Infallible {
+    let bar = bars.add(ProgressBar::new_spinner());
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {
+        bar.set_style(style);
+    }
+    let mut before = status.figures().bytes;
+    loop {
+        let figures = status.figures();
+        let rate = (figures.bytes - before) as f64 / REDRAW.as_secs_f64();
+        before = figures.bytes;
+        let head = match &*status.phase().borrow() {
+            Phase::Connecting => format!("connecting to {relay}"),
+            Phase::Waiting { why, .. } => format!("not connected: {why}"),
+            Phase::Connected { name, transport, .. } => {
+                let round_trip = figures
+                    .round_trip
+                    .map_or_else(String::new, |time| format!(" · {:.0} ms", time.as_secs_f64() * 1e3));
+                let away = if status.is_upstream_away() {
+                    " · Ollama is not running"
+                } else {
+                    ""
+                };
+                format!("{name} at {relay} ({transport}{round_trip}){away}")
+            }
+        };
+        let rate = bytesize::ByteSize::b(rate as u64);
+        bar.set_message(format!(
+            "{head} · {} in flight · {} done · {rate}/s",
+            figures.in_flight, figures.done
+        ));
+        bar.tick();
+        tokio::time::sleep(REDRAW).await;
+    }
+}

@@ -1,0 +1,205 @@
+//! The command line: arguments to settings, settings to a running relay or bridge, results to the terminal and the exit code.
+
+pub mod bridge;
+pub mod demo;
+pub mod relay;
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
+use indicatif::MultiProgress;
+
+use crate::telemetry::{self, LogFormat};
+
+const AFTER_HELP: &str = "\
+Try it, with nothing set up:
+  tunnel relay --demo
+
+Every option can also be given by environment: TUNNEL_ and its long name in capitals (--data-dir is TUNNEL_DATA_DIR).
+Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 refused by the relay.";
+
+/// Reach the Ollama on your own desktop from anywhere, through a relay you host yourself.
+#[derive(Debug, Parser)]
+#[command(name = "tunnel", version, after_help = AFTER_HELP, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Subcommands,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Subcommands {
+    /// Run the public server that callers and bridges meet at, or issue its tokens
+    Relay(Box<relay::Args>),
+    /// Connect this desktop's Ollama to a relay
+    Bridge(Box<bridge::Args>),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Log")]
+struct LogArgs {
+    /// How log lines look
+    #[arg(long, global = true, value_enum, default_value = "pretty")]
+    log_format: LogFormat,
+    /// Tell more; twice for everything
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    /// Tell warnings only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+}
+
+/// How a command ended; the same table for all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// 1: it was tried and did not work.
+    Failed = 1,
+    /// 2: it cannot be tried like this.
+    Usage = 2,
+    /// 3: the relay said no.
+    Refused = 3,
+}
+
+/// Why a command failed.
+#[derive(Debug)]
+pub struct Failure {
+    exit: Exit,
+    error: anyhow::Error,
+}
+
+impl Failure {
+    /// A failure with its exit code.
+    pub fn new(exit: Exit, error: impl Into<anyhow::Error>) -> Self {
+        Self {
+            exit,
+            error: error.into(),
+        }
+    }
+
+    /// Wrong usage or settings, in these words.
+    pub fn usage(words: impl std::fmt::Display) -> Self {
+        Self::new(Exit::Usage, anyhow::anyhow!("{words}"))
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::new(Exit::Failed, error)
+    }
+}
+
+/// Runs the program with the arguments of the process.
+pub fn main() -> ExitCode {
+    let cli = match parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A broken pipe is nothing to tell.
+            let _ = error.print();
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => ExitCode::from(Exit::Usage as u8),
+            };
+        }
+    };
+    let status = MultiProgress::new();
+    let verbosity = if cli.log.quiet {
+        -1
+    } else {
+        cli.log.verbose.min(2).cast_signed()
+    };
+    telemetry::start(cli.log.log_format, verbosity, &status);
+    let outcome = match cli.command {
+        Subcommands::Relay(args) => relay::main(*args),
+        Subcommands::Bridge(args) => bridge::main(*args, &status),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            tell(&format!("error: {:#}", failure.error));
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+fn parse() -> Result<Cli, clap::Error> {
+    let matches = with_environment(Cli::command()).try_get_matches()?;
+    Cli::from_arg_matches(&matches)
+}
+
+/// Gives every option its variable: `TUNNEL_` and its long name.
+fn with_environment(command: Command) -> Command {
+    command.mut_args(with_variable).mut_subcommands(with_environment)
+}
+
+fn with_variable(arg: Arg) -> Arg {
+    let counts = matches!(
+        arg.get_action(),
+        ArgAction::Help | ArgAction::Version | ArgAction::Count
+    );
+    match arg.get_long() {
+        Some(long) if !counts => {
+            let variable = format!("TUNNEL_{}", long.replace('-', "_").to_uppercase());
+            arg.env(variable).hide_env(true)
+        }
+        _ => arg,
+    }
+}
+
+/// Says something to the person at the terminal, apart from the log and from what a command prints for others to read.
+#[allow(clippy::print_stderr, reason = "standard error is where people are spoken to")]
+fn tell(words: &str) {
+    eprintln!("{words}");
+}
+
+/// Prints a result.
+#[allow(clippy::print_stdout, reason = "standard output is where results go")]
+fn print(result: &str) {
+    println!("{result}");
+}
+
+/// A span of time as options take it: `10s`, `15m`, `90d`.
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "write a number and a unit, as in 10s, 15m or 90d".to_owned())
+}
+
+/// A size as options take it: `64KiB`, `10MB`, or octets.
+fn size(text: &str) -> Result<u64, String> {
+    text.parse::<bytesize::ByteSize>()
+        .map(|size| size.as_u64())
+        .map_err(|_| "write a number and a unit, as in 64KiB or 10MB".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        with_environment(Cli::command()).debug_assert();
+    }
+
+    #[test]
+    fn every_option_has_its_variable() {
+        fn look(command: &Command) {
+            for arg in command.get_arguments().filter(|arg| arg.get_long().is_some()) {
+                let plain = matches!(
+                    arg.get_action(),
+                    ArgAction::Help | ArgAction::Version | ArgAction::Count
+                );
+                assert!(plain || arg.get_env().is_some(), "{}", arg.get_id());
+            }
+            command.get_subcommands().for_each(look);
+        }
+        look(&with_environment(Cli::command()));
+    }
+
+    #[test]
+    fn spans_and_sizes_are_read() {
+        assert_eq!(duration("15m").unwrap().as_secs(), 900);
+        assert!(duration("15").is_err());
+        assert_eq!(size("64KiB").unwrap(), 65_536);
+        assert!(size("much").is_err());
+    }
+}

@@ -1,0 +1,303 @@
+//! `tunnel relay` and `tunnel relay token`.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Subcommand;
+use tokio::net::TcpListener;
+use tokio::runtime;
+
+use super::{Failure, demo, duration, print, size, tell};
+use crate::platform::raise_open_files;
+use crate::relay::auth::Scopes;
+use crate::relay::auth::tokens::Tokens;
+use crate::relay::config::{Config, Limits};
+use crate::relay::{self, Relay};
+use crate::shutdown::Shutdown;
+use crate::{bridge, files};
+
+const EXAMPLE: &str = "\
+Example:
+  tunnel relay --listen 127.0.0.1:8080
+  tunnel relay token --user ann";
+
+/// Below this, a secret could be guessed (RFC 7518 §3.2).
+const SHORTEST_SECRET: usize = 32;
+
+/// Run the public server that callers and bridges meet at.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLE, args_conflicts_with_subcommands = true)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Option<RelayCommand>,
+    #[command(flatten)]
+    secret: SecretArgs,
+    /// Where to listen for callers and bridges
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// Web pages of this origin may call and connect, others may not; may be repeated [default: any may call]
+    #[arg(long = "cors-origin", value_name = "ORIGIN", value_delimiter = ',')]
+    cors_origins: Vec<String>,
+    /// How long a request waits for a bridge that was connected a moment ago
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    wait_for_bridge: Duration,
+    /// How long requests in flight may take to finish when the relay stops
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    grace: Duration,
+    /// Threads that carry requests; one is best until it is busy all the time
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    worker_threads: u16,
+    #[command(flatten)]
+    limits: LimitArgs,
+    #[command(flatten)]
+    demo: demo::DemoArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum RelayCommand {
+    /// Print a signed token for a user, and nothing else
+    Token(TokenArgs),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Data")]
+struct SecretArgs {
+    /// Where the relay keeps what must survive [default: the platform's folder for data]
+    #[arg(long, global = true, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// The secret that signs tokens, 32 characters at least [default: jwt.secret in the data folder, made at the first start]
+    #[arg(long, global = true, value_name = "FILE")]
+    jwt_secret_file: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Limits")]
+struct LimitArgs {
+    /// Connections of callers and bridges at once
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = positive)]
+    max_connections: usize,
+    /// The head of a request
+    #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = size)]
+    max_header_size: u64,
+    /// From the beginning of a connection to the end of its first request head
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    header_timeout: Duration,
+    /// A connection on which no request is under way
+    #[arg(long, value_name = "TIME", default_value = "75s", value_parser = duration)]
+    keep_alive_timeout: Duration,
+    /// Requests of one user at once
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = positive)]
+    max_in_flight_per_user: usize,
+    /// Requests of one bridge at once
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = positive)]
+    max_in_flight_per_bridge: usize,
+    /// Bridges of one user at once
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive)]
+    max_bridges_per_user: usize,
+    /// The body of a request; it is streamed, never held [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    max_body: Option<u64>,
+    /// A request or answer in which nothing moves
+    #[arg(long, value_name = "TIME", default_value = "15m", value_parser = duration)]
+    idle_timeout: Duration,
+}
+
+#[derive(Debug, clap::Args)]
+struct TokenArgs {
+    /// Whose token it is
+    #[arg(long, value_name = "NAME")]
+    user: String,
+    /// What it is good for: bridge (attach a bridge), api (make requests)
+    #[arg(long, value_name = "LIST", default_value = "bridge,api", value_parser = scopes)]
+    scope: Scopes,
+    /// How long it is valid, or never for one that does not end
+    #[arg(long, value_name = "TIME", default_value = "90d", value_parser = expiry)]
+    expires: Expiry,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Expiry(Option<Duration>);
+
+fn expiry(text: &str) -> Result<Expiry, String> {
+    match text {
+        "never" => Ok(Expiry(None)),
+        text => duration(text)
+            .ok()
+            .filter(|life| *life >= Duration::from_secs(1))
+            .map(|life| Expiry(Some(life)))
+            .ok_or_else(|| "write a time as in 90d or 12h, or never".to_owned()),
+    }
+}
+
+fn scopes(text: &str) -> Result<Scopes, String> {
+    let known = |scope: &str| matches!(scope, "bridge" | "api");
+    if text.split(',').all(known) {
+        Ok(Scopes::parse(Some(&text.replace(',', " "))))
+    } else {
+        Err("the scopes are bridge and api, as in bridge,api".to_owned())
+    }
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|number| (1..=1_000_000).contains(number))
+        .ok_or_else(|| "write a whole number from 1 to 1000000".to_owned())
+}
+
+impl Args {
+    fn config(&self) -> Result<Config, Failure> {
+        for origin in &self.cors_origins {
+            if !is_origin(origin) {
+                return Err(Failure::usage(format!(
+                    "--cors-origin {origin} is no origin: write it as https://app.example.com, without a path"
+                )));
+            }
+        }
+        let limits = &self.limits;
+        let head_size = usize::try_from(limits.max_header_size).unwrap_or(usize::MAX);
+        if !(8 * 1024..=1024 * 1024).contains(&head_size) {
+            return Err(Failure::usage("--max-header-size must be between 8KiB and 1MiB"));
+        }
+        Ok(Config {
+            cors_origins: self.cors_origins.clone(),
+            wait_for_bridge: self.wait_for_bridge,
+            grace: self.grace,
+            limits: Limits {
+                connections: limits.max_connections,
+                head_size,
+                first_head: limits.header_timeout,
+                keep_alive: limits.keep_alive_timeout,
+                in_flight_per_user: limits.max_in_flight_per_user,
+                in_flight_per_bridge: limits.max_in_flight_per_bridge,
+                bridges_per_user: limits.max_bridges_per_user,
+                body: limits.max_body,
+                idle: limits.idle_timeout,
+            },
+        })
+    }
+}
+
+fn is_origin(text: &str) -> bool {
+    match text.parse::<http::Uri>() {
+        Ok(uri) => uri.scheme().is_some() && uri.authority().is_some() && !text.ends_with('/') && uri.path() == "/",
+        Err(_) => false,
+    }
+}
+
+impl SecretArgs {
+    fn path(&self) -> Result<PathBuf, Failure> {
+        if let Some(path) = &self.jwt_secret_file {
+            return Ok(path.clone());
+        }
+        let folder = match &self.data_dir {
+            Some(folder) => folder.clone(),
+            None => dirs::data_local_dir()
+                .map(|data| data.join("tunnel"))
+                .ok_or_else(|| Failure::usage("there is no home folder here: name one with --data-dir DIR"))?,
+        };
+        Ok(folder.join("jwt.secret"))
+    }
+
+    /// Reads the secret; makes it first where there is none, unless its file was named.
+    fn load(&self) -> Result<(Tokens, Option<PathBuf>), Failure> {
+        let path = self.path()?;
+        let named = self.jwt_secret_file.is_some();
+        let mut made = false;
+        let read = if named {
+            std::fs::read(&path)
+        } else {
+            files::read_or_create(&path, || {
+                made = true;
+                new_secret()
+            })
+        };
+        let content = read.with_context(|| format!("cannot read or make the secret {}", path.display()))?;
+        let secret = content.trim_ascii();
+        if secret.len() < SHORTEST_SECRET {
+            return Err(Failure::usage(format!(
+                "the secret in {} is shorter than {SHORTEST_SECRET} characters; make one with: openssl rand -hex 32",
+                path.display()
+            )));
+        }
+        Ok((Tokens::new(secret), made.then_some(path)))
+    }
+}
+
+fn new_secret() -> io::Result<Vec<u8>> {
+    Ok(format!("{}{}\n", bridge::random_name(), bridge::random_name()).into_bytes())
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`Failure`] with its exit code.
+pub fn main(args: Args) -> Result<(), Failure> {
+    match &args.command {
+        Some(RelayCommand::Token(token)) => issue(&args.secret, token),
+        None => serve(args),
+    }
+}
+
+fn issue(secret: &SecretArgs, args: &TokenArgs) -> Result<(), Failure> {
+    let (tokens, _) = secret.load()?;
+    let token = tokens
+        .issue(&args.user, args.scope, args.expires.0)
+        .map_err(|error| Failure::usage(format!("--user {}: {error}", args.user.escape_debug())))?;
+    print(token.expose());
+    Ok(())
+}
+
+fn serve(args: Args) -> Result<(), Failure> {
+    let config = args.config()?;
+    raise_open_files();
+    let runtime = if args.worker_threads == 1 {
+        runtime::Builder::new_current_thread().enable_all().build()
+    } else {
+        runtime::Builder::new_multi_thread()
+            .worker_threads(args.worker_threads.into())
+            .enable_all()
+            .build()
+    }
+    .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        if args.demo.is_wanted() {
+            return demo::run(args.demo, args.listen, config).await;
+        }
+        let (tokens, made) = args.secret.load()?;
+        let listener = listen(args.listen).await?;
+        let address = listener.local_addr().context("cannot tell the address")?;
+        welcome(address, made.as_deref());
+        let shutdown = Shutdown::new();
+        tokio::spawn(shutdown.clone().on_signals());
+        relay::serve(listener, Relay::new(config, tokens, shutdown)).await;
+        Ok(())
+    })
+}
+
+/// Binds the address.
+pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}; is another program there? Choose with --listen ADDR"))
+        .map_err(Failure::from)
+}
+
+fn welcome(address: SocketAddr, made: Option<&std::path::Path>) {
+    if let Some(path) = made {
+        tell(&format!("Made a new secret for tokens: {}", path.display()));
+    }
+    tell(&format!("The relay listens on http://{address}"));
+    tell("Next, a token:        tunnel relay token --user NAME");
+    tell("Then, on the desktop: TUNNEL_TOKEN=… tunnel bridge --relay URL-OF-THIS-RELAY");
+    if !address.ip().is_loopback() {
+        tell(
+            "This address can be reached from other machines, and the relay itself does not encrypt:\n\
+             put a proxy that does TLS in front of it, or tokens and conversations can be read on the way.",
+        );
+    }
+    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "relay started");
+}

@@ -1,0 +1,94 @@
+//! Files that only their owner may read; where a platform has no file modes, its folders of the user protect them.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+/// Makes a folder, and those above it, for the owner alone; one that exists is left as it is.
+///
+/// # Errors
+/// The system's.
+pub fn make_private_folder(path: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
+}
+
+/// Writes a file that did not exist.
+///
+/// # Errors
+/// `AlreadyExists`, or the system's.
+pub fn create_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(path)?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+/// Replaces a file in one step: whoever reads it sees the old content or the new.
+///
+/// # Errors
+/// The system's.
+pub fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    let fresh = path.with_file_name(name);
+    create_private(&fresh, content)
+        .and_then(|()| fs::rename(&fresh, path))
+        .inspect_err(|_| {
+            // Nothing can be done about a leftover.
+            let _ = fs::remove_file(&fresh);
+        })
+}
+
+/// Reads a file, or makes it first of `content`; another process that makes it at the same time wins or loses, both read the same.
+///
+/// # Errors
+/// The system's.
+pub fn read_or_create(path: &Path, content: impl FnOnce() -> io::Result<Vec<u8>>) -> io::Result<Vec<u8>> {
+    match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        read => return read,
+    }
+    if let Some(folder) = path.parent() {
+        make_private_folder(folder)?;
+    }
+    // Made whole under another name first: nobody must read half of it.
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    let fresh = path.with_file_name(name);
+    create_private(&fresh, &content()?)?;
+    let linked = fs::hard_link(&fresh, path);
+    let removed = fs::remove_file(&fresh);
+    match linked {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => removed?,
+    }
+    fs::read(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_made_once_and_read_ever_after() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/b/secret");
+        assert_eq!(read_or_create(&path, || Ok(b"one".to_vec())).unwrap(), b"one");
+        assert_eq!(read_or_create(&path, || Ok(b"two".to_vec())).unwrap(), b"one");
+        replace_private(&path, b"three").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"three");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+    }
+}
