@@ -1,0 +1,139 @@
+//! A caller with one connection, over HTTP/1.1 or HTTP/2.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, HOST};
+use http::{Request, Response, Uri};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
+use tunnel::transport::{Body, empty, full};
+
+use super::within;
+
+enum Sender {
+    Http1(http1::SendRequest<Body>),
+    Http2(http2::SendRequest<Body>),
+}
+
+/// Dropping it closes its connection.
+pub(crate) struct Caller {
+    address: SocketAddr,
+    token: String,
+    sender: Sender,
+    connection: AbortHandle,
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Caller {
+    pub(crate) async fn connect(address: SocketAddr, token: &str) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let connection = connection.with_upgrades();
+        let connection = tokio::spawn(async move { drop(connection.await) }).abort_handle();
+        Self {
+            address,
+            token: token.to_owned(),
+            sender: Sender::Http1(sender),
+            connection,
+        }
+    }
+
+    pub(crate) async fn connect_http2(address: SocketAddr, token: &str) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+        let connection = tokio::spawn(async move { drop(connection.await) }).abort_handle();
+        Self {
+            address,
+            token: token.to_owned(),
+            sender: Sender::Http2(sender),
+            connection,
+        }
+    }
+
+    /// Sends a request as it is, with `Host` and token if it has none, and waits for the head of the response.
+    pub(crate) async fn try_send(&mut self, mut request: Request<Body>) -> hyper::Result<Response<Incoming>> {
+        let headers = request.headers_mut();
+        if !self.token.is_empty() && !headers.contains_key(AUTHORIZATION) {
+            headers.insert(AUTHORIZATION, format!("Bearer {}", self.token).parse().unwrap());
+        }
+        match &mut self.sender {
+            Sender::Http1(sender) => {
+                request
+                    .headers_mut()
+                    .entry(HOST)
+                    .or_insert(self.address.to_string().parse().unwrap());
+                sender.ready().await?;
+                sender.send_request(request).await
+            }
+            Sender::Http2(sender) => {
+                let path = request.uri().path_and_query().unwrap().clone();
+                *request.uri_mut() = Uri::builder()
+                    .scheme("http")
+                    .authority(self.address.to_string())
+                    .path_and_query(path)
+                    .build()
+                    .unwrap();
+                sender.ready().await?;
+                sender.send_request(request).await
+            }
+        }
+    }
+
+    pub(crate) async fn send(&mut self, request: Request<Body>) -> Response<Incoming> {
+        within("a response", self.try_send(request)).await.unwrap()
+    }
+
+    pub(crate) async fn get(&mut self, path: &str) -> Response<Incoming> {
+        self.send(get(path)).await
+    }
+
+    pub(crate) async fn post(&mut self, path: &str, body: impl Into<Bytes>) -> Response<Incoming> {
+        self.send(post(path, body)).await
+    }
+}
+
+pub(crate) fn get(path: &str) -> Request<Body> {
+    Request::get(path).body(empty()).unwrap()
+}
+
+pub(crate) fn post(path: &str, body: impl Into<Bytes>) -> Request<Body> {
+    Request::post(path).body(full(body)).unwrap()
+}
+
+/// The next piece of a body; none at its end.
+pub(crate) async fn chunk(response: &mut Response<Incoming>) -> Option<hyper::Result<Bytes>> {
+    loop {
+        match within("a piece of the body", response.frame()).await? {
+            Ok(frame) => match frame.into_data() {
+                Ok(data) if data.is_empty() => {}
+                Ok(data) => return Some(Ok(data)),
+                Err(_) => {}
+            },
+            Err(error) => return Some(Err(error)),
+        }
+    }
+}
+
+/// All of a body, as text.
+pub(crate) async fn text(response: Response<Incoming>) -> String {
+    let body = within("the whole body", response.into_body().collect()).await.unwrap();
+    String::from_utf8(body.to_bytes().to_vec()).unwrap()
+}
+
+/// All of a body, as JSON.
+pub(crate) async fn json(response: Response<Incoming>) -> serde_json::Value {
+    serde_json::from_str(&text(response).await).unwrap()
+}

@@ -1,0 +1,107 @@
+//! What the scenarios stand on. Everything listens on port 0, and every wait is for an event.
+
+pub(crate) mod bridge;
+pub(crate) mod caller;
+pub(crate) mod proxy;
+pub(crate) mod relay;
+pub(crate) mod upstream;
+
+use std::time::Duration;
+
+pub(crate) use bridge::TestBridge;
+pub(crate) use caller::{Caller, chunk, get, json, post, text};
+pub(crate) use proxy::ChaosProxy;
+pub(crate) use relay::TestRelay;
+pub(crate) use upstream::Upstream;
+
+/// What a test waits at most for an event that must come.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits for an event, and fails with its name if it does not come.
+pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(output) => output,
+        Err(_) => panic!("waited too long for {what}"),
+    }
+}
+
+/// Waits until the relay gives the user's requests to a bridge.
+pub(crate) async fn ready(relay: &TestRelay, user: &str) {
+    until("a bridge of the user", || {
+        relay.relay.registry.pick(user, None).is_some()
+    })
+    .await;
+}
+
+/// Looks again and again until the condition holds: for states that nobody announces.
+pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    within(what, async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+}
+
+/// Makes one test of a scenario for each transport.
+macro_rules! on_each_transport {
+    ($($(#[$attribute:meta])* async fn $name:ident($transport:ident: Transport) $body:block)*) => {
+        $(
+            mod $name {
+                #[allow(unused_imports, reason = "a scenario uses what it needs of its module")]
+                use super::*;
+
+                async fn scenario($transport: $crate::harness::bridge::Transport) $body
+
+                $(#[$attribute])*
+                #[tokio::test]
+                async fn over_ws() {
+                    scenario($crate::harness::bridge::Transport::Ws).await;
+                }
+            }
+        )*
+    };
+}
+pub(crate) use on_each_transport;
+
+/// Relay, upstream, and a bridge between them.
+pub(crate) struct Path {
+    pub(crate) relay: TestRelay,
+    pub(crate) bridge: TestBridge,
+    pub(crate) upstream: Upstream,
+    pub(crate) token: String,
+}
+
+impl Path {
+    /// With an upstream whose every answer the test writes itself.
+    pub(crate) async fn scripted(transport: bridge::Transport) -> Self {
+        Self::to(Upstream::scripted().await, transport).await
+    }
+
+    /// To this upstream.
+    pub(crate) async fn to(upstream: Upstream, transport: bridge::Transport) -> Self {
+        Self::with(TestRelay::start().await, upstream, transport).await
+    }
+
+    /// Through this relay.
+    pub(crate) async fn with(relay: TestRelay, upstream: Upstream, transport: bridge::Transport) -> Self {
+        let bridge = TestBridge::to(&relay, &upstream)
+            .transport(transport)
+            .allow("* /*")
+            .start()
+            .await;
+        ready(&relay, "ann").await;
+        let token = relay.token("ann");
+        Self {
+            relay,
+            bridge,
+            upstream,
+            token,
+        }
+    }
+
+    /// A caller with its own connection to the relay.
+    pub(crate) async fn caller(&self) -> Caller {
+        Caller::connect(self.relay.address, &self.token).await
+    }
+}

@@ -1,0 +1,22 @@
+//! End to end, over real sockets: callers, a relay, bridges and upstreams. Every scenario that makes sense on a transport runs on
+//! each of them.
+
+mod harness;
+
+mod breaking;
+mod cors;
+mod desktops;
+mod draining;
+mod early;
+mod hostile;
+mod integrity;
+mod isolation;
+mod leaving;
+mod limits;
+mod policy;
+mod processes;
+mod recovery;
+mod semantics;
+mod streaming;
+mod tokens;
+mod upgrades;
