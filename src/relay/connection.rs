@@ -106,7 +106,8 @@ impl Drop for Active {
 pub async fn serve(relay: Arc<Relay>, stream: TcpStream, address: SocketAddr, permit: OwnedSemaphorePermit) {
     socket::tune_server(&stream);
     let caller = Caller::new(address);
-    let io = CallerIo::new(stream, caller.broken(), permit);
+    let stream = Arc::new(stream);
+    let io = CallerIo::new(Arc::clone(&stream), caller.broken(), permit);
     let service = {
         let relay = Arc::clone(&relay);
         let caller = caller.clone();
@@ -123,6 +124,8 @@ pub async fn serve(relay: Arc<Relay>, stream: TcpStream, address: SocketAddr, pe
             // An error is the caller's: it left, or it does not speak HTTP.
             _ = connection.as_mut() => return,
             () = caller.idle(&relay.config.limits) => return,
+            // hyper only sees a caller leave where it reads, which it does not while an upload waits for room.
+            () = socket::closed_by_peer(&stream) => return,
             () = relay.shutdown.draining(), if !draining => {
                 draining = true;
                 connection.as_mut().graceful_shutdown();
@@ -155,7 +158,7 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
 /// The socket of a connection: closes so that an early answer is still read, and resets when it must not look whole.
 #[derive(Debug)]
 pub struct CallerIo {
-    stream: TcpStream,
+    stream: Arc<TcpStream>,
     broken: Arc<AtomicBool>,
     linger: Option<Linger>,
     _permit: OwnedSemaphorePermit,
@@ -168,7 +171,7 @@ struct Linger {
 }
 
 impl CallerIo {
-    fn new(stream: TcpStream, broken: Arc<AtomicBool>, permit: OwnedSemaphorePermit) -> Self {
+    fn new(stream: Arc<TcpStream>, broken: Arc<AtomicBool>, permit: OwnedSemaphorePermit) -> Self {
         Self {
             stream,
             broken,
@@ -183,33 +186,54 @@ impl CallerIo {
     }
 }
 
+impl CallerIo {
+    fn poll_read_some(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            match self.stream.try_read(buf.initialize_unfilled()) {
+                Ok(read) => {
+                    buf.advance(read);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
 impl AsyncRead for CallerIo {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.poll_read_some(cx, buf)
     }
 }
 
 impl AsyncWrite for CallerIo {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_write_ready(cx))?;
+            match self.stream.try_write(buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
     /// Closes our side, then reads on for a little: closing with bytes unread makes the system reset the connection, and
     /// the answer would be lost on its way.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.linger.is_none() {
-            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            socket::close_writing(&self.stream)?;
             self.linger = Some(Linger {
                 until: Instant::now() + LINGER,
                 timer: Box::pin(sleep(LINGER_SILENCE)),
             });
         }
-        let this = &mut *self;
-        let Some(linger) = &mut this.linger else {
+        let Some(mut linger) = self.linger.take() else {
             return Poll::Ready(Ok(()));
         };
         let mut scrap = [0; 16 * 1024];
@@ -218,8 +242,11 @@ impl AsyncWrite for CallerIo {
                 return Poll::Ready(Ok(()));
             }
             let mut buf = ReadBuf::new(&mut scrap);
-            match Pin::new(&mut this.stream).poll_read(cx, &mut buf) {
-                Poll::Pending => return Poll::Pending,
+            match self.poll_read_some(cx, &mut buf) {
+                Poll::Pending => {
+                    self.linger = Some(linger);
+                    return Poll::Pending;
+                }
                 Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
                 // The end of file, or an error that changes nothing any more.
                 Poll::Ready(_) => return Poll::Ready(Ok(())),

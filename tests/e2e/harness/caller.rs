@@ -9,6 +9,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tunnel::transport::{Body, empty, full};
@@ -136,4 +137,38 @@ pub(crate) async fn text(response: Response<Incoming>) -> String {
 /// All of a body, as JSON.
 pub(crate) async fn json(response: Response<Incoming>) -> serde_json::Value {
     serde_json::from_str(&text(response).await).unwrap()
+}
+
+/// A connection on which the test writes every byte itself.
+pub(crate) struct Raw(TcpStream);
+
+impl Raw {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
+        Self(TcpStream::connect(address).await.unwrap())
+    }
+
+    pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.0.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    /// Reads until this text has come, or the end.
+    pub(crate) async fn until(&mut self, end: &str) -> String {
+        let mut read = Vec::new();
+        let reading = async {
+            while !read.windows(end.len()).any(|part| part == end.as_bytes()) {
+                if self.0.read_buf(&mut read).await.unwrap_or(0) == 0 {
+                    return;
+                }
+            }
+        };
+        within("an answer", reading).await;
+        String::from_utf8_lossy(&read).into_owned()
+    }
+
+    /// Reads to the end of the connection; an error if it was reset.
+    pub(crate) async fn to_end(&mut self) -> std::io::Result<String> {
+        let mut read = Vec::new();
+        within("the end of the connection", self.0.read_to_end(&mut read)).await?;
+        Ok(String::from_utf8_lossy(&read).into_owned())
+    }
 }

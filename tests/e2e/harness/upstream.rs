@@ -117,6 +117,8 @@ async fn serve(listener: TcpListener, handler: Handler) {
 impl Call {
     /// Sends the head; the body is written by the returned value.
     pub(crate) fn begin(self, response: http::response::Builder) -> Answer {
+        // As a real server does: only one that reads sees its client leave.
+        tokio::spawn(self.request.into_body().collect());
         let (answer, body) = channel_body();
         self.reply.send(response.body(body).unwrap()).ok();
         answer
@@ -139,6 +141,17 @@ impl Call {
         }
     }
 
+    /// Resolves when the request's body breaks off; fails if it ends as if it were whole.
+    pub(crate) async fn broken_off(&mut self) {
+        loop {
+            match within("the upload to break off", self.request.body_mut().frame()).await {
+                Some(Ok(_)) => {}
+                Some(Err(_)) => return,
+                None => panic!("the upload ended as if it were whole"),
+            }
+        }
+    }
+
     /// Resolves when nobody waits for the answer any more.
     pub(crate) async fn abandoned(&mut self) {
         within("the upstream to see the caller leave", self.reply.closed()).await;
@@ -149,6 +162,11 @@ impl Answer {
     pub(crate) async fn send(&self, data: impl Into<Bytes>) {
         let sent = self.0.send(Ok(Frame::data(data.into())));
         within("room for a chunk", sent).await.unwrap();
+    }
+
+    /// Sends a piece if anybody still takes it.
+    pub(crate) async fn try_send(&self, data: impl Into<Bytes>) -> bool {
+        self.0.send(Ok(Frame::data(data.into()))).await.is_ok()
     }
 
     pub(crate) async fn trailers(&self, trailers: HeaderMap) {
