@@ -69,10 +69,10 @@ impl Shutdown {
         let _ = tokio::time::timeout(Duration::from_secs(1), self.tracker.wait()).await;
     }
 
-    /// Drains at the first signal and ends at the second. Call it once, as a task.
-    pub async fn on_signals(self) {
+    /// Drains at the first signal, with these words in the log, and ends at the second. Call it once, as a task.
+    pub async fn on_signals(self, words: &'static str) {
         terminated().await;
-        tracing::info!("stopping; finishing what is in flight (once more to end at once)");
+        tracing::info!("{words}");
         self.drain();
         terminated().await;
         self.end();

@@ -110,9 +110,12 @@ impl Credential {
     fn announce(&mut self, now: SystemTime) {
         let end = self.current().and_then(Claims::peek).and_then(|claims| claims.exp);
         let left = end.and_then(|end| (UNIX_EPOCH + Duration::from_secs(end)).duration_since(now).ok());
-        let told = self
-            .announced
-            .is_some_and(|at| now.duration_since(at).is_ok_and(|ago| ago < DAY));
+        // One that will be renewed when its time has come is nothing to worry about.
+        let renewable = self.renewal_time().is_some_and(|renewal| renewal > now);
+        let told = renewable
+            || self
+                .announced
+                .is_some_and(|at| now.duration_since(at).is_ok_and(|ago| ago < DAY));
         if let Some(left) = left.filter(|left| *left < ANNOUNCED)
             && !told
         {

@@ -14,6 +14,7 @@ use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::Instant;
 
+use super::cloud::{self, Guard};
 use super::policy::Policy;
 use super::status::{Running, Status};
 use super::upstream::Upstream;
@@ -56,7 +57,12 @@ impl Local {
         };
         let near = upgrade::of_request(&mut request);
         let answered = match self.admit(request) {
-            Ok(request) => self.upstream.call(request).await,
+            Ok((request, None)) => self.upstream.call(request).await,
+            Ok((request, Some(guard))) => {
+                let answered = self.upstream.call(request).await;
+                // The guard broke the request off: that is the reason, not what became of the connection.
+                answered.map_err(|error| guard.refusal().unwrap_or(error))
+            }
             Err(refused) => Err(refused),
         };
         self.note_upstream(&answered);
@@ -72,7 +78,7 @@ impl Local {
     }
 
     /// The request as it goes to the local server, if the policy lets it.
-    fn admit(&self, request: Request<Body>) -> Result<Request<Body>, ExchangeError> {
+    fn admit(&self, request: Request<Body>) -> Result<(Request<Body>, Option<Guard>), ExchangeError> {
         let (mut parts, body) = request.into_parts();
         parts.uri = self.target(&parts.method, &parts.uri)?;
         let upgrades = headers::is_upgrade(&parts.headers);
@@ -80,7 +86,14 @@ impl Local {
         headers::remove_tunnel(&mut parts.headers);
         headers::remove_origin(&mut parts.headers);
         parts.extensions = http::Extensions::new();
-        Ok(Request::from_parts(parts, body))
+        let guarded = self.policy.guards_cloud(&parts.method, parts.uri.path());
+        let request = Request::from_parts(parts, body);
+        if guarded {
+            let (request, guard) = cloud::guard(request)?;
+            Ok((request, Some(guard)))
+        } else {
+            Ok((request, None))
+        }
     }
 
     fn target(&self, method: &Method, uri: &Uri) -> Result<Uri, ExchangeError> {
@@ -113,7 +126,7 @@ impl Local {
     fn note_upstream(&self, answered: &Result<Response<Body>, ExchangeError>) {
         match answered {
             Err(ExchangeError::Unreachable(detail)) if self.status.set_upstream_away(true) => {
-                tracing::warn!("{detail}: start it, and requests work at once");
+                tracing::warn!("Ollama is not running here ({detail}); once it is started, requests work at once");
             }
             Ok(_) if self.status.set_upstream_away(false) => tracing::info!("Ollama answers again"),
             _ => {}

@@ -1,9 +1,10 @@
 //! The process on the desktop: dials out to the relay, stays connected, answers requests from the local server.
 //!
 //! [`run`] never gives up for what may pass; [`connect_once`] is one try. A request that arrives walks through [`local`]:
-//! [`policy`], then [`upstream`].
+//! [`policy`] and [`cloud`], then [`upstream`].
 
 pub mod backoff;
+pub mod cloud;
 pub mod config;
 pub mod credential;
 pub mod local;
@@ -203,7 +204,13 @@ impl Bridge {
     /// anything else may be a captive portal or a proxy.
     fn judge(&mut self, error: &ConnectError) -> Result<Option<Duration>, Stopped> {
         match error {
-            ConnectError::Refused { code, detail, .. } if matches!(code.as_str(), "unauthorized" | "forbidden") => {
+            ConnectError::Refused {
+                status, code, detail, ..
+            } if matches!(
+                (status.as_u16(), code.as_str()),
+                (401, "unauthorized") | (403, "forbidden")
+            ) =>
+            {
                 let since = *self.refused_since.get_or_insert_with(Instant::now);
                 if self.succeeded && since.elapsed() < REFUSED_FOR {
                     Ok(None)

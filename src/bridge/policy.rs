@@ -2,6 +2,8 @@
 
 use http::Method;
 
+use super::cloud;
+
 /// Open by default: inference and reading.
 const INFERENCE: &[&str] = &[
     "GET /",
@@ -99,6 +101,7 @@ impl Rule {
 pub struct Policy {
     rules: Vec<Rule>,
     everything: bool,
+    cloud: bool,
 }
 
 impl Policy {
@@ -111,7 +114,19 @@ impl Policy {
         Self {
             everything: rules.iter().any(Rule::is_everything),
             rules,
+            cloud: false,
         }
+    }
+
+    /// Opens the models that run on the owner's account in the cloud.
+    pub fn with_cloud(mut self, open: bool) -> Self {
+        self.cloud = open;
+        self
+    }
+
+    /// Whether a request must be looked into for such a model.
+    pub fn guards_cloud(&self, method: &Method, path: &str) -> bool {
+        !self.cloud && !self.everything && cloud::applies(method, path)
     }
 
     /// Whether all paths are open (`* /*`); then encoded slashes pass as they are.

@@ -70,10 +70,11 @@ impl Upstream {
     }
 
     async fn connect(&self) -> Result<Connection, ExchangeError> {
-        let stream =
-            self.dialer.dial(self.base.origin()).await.map_err(|error| {
-                ExchangeError::Unreachable(format!("Ollama is not running on the desktop ({error})"))
-            })?;
+        let stream = self
+            .dialer
+            .dial(self.base.origin())
+            .await
+            .map_err(|error| ExchangeError::Unreachable(error.to_string()))?;
         Connection::begin(stream)
             .await
             .map_err(|error| ExchangeError::Gone(error.to_string()))

@@ -70,6 +70,9 @@ struct UpstreamArgs {
     /// Let callers pull, push, create, copy and delete models
     #[arg(long)]
     allow_manage: bool,
+    /// Let callers use models that run on your account in the cloud
+    #[arg(long)]
+    allow_cloud: bool,
     /// Let callers do this too, as in 'POST /rerank'; * for any method or at the end; may be repeated
     #[arg(long, value_name = "RULE")]
     allow: Vec<String>,
@@ -165,7 +168,7 @@ impl Args {
     fn policy(&self) -> Result<Policy, Failure> {
         let rules: Result<Vec<Rule>, _> = self.upstream.allow.iter().map(|rule| rule.parse()).collect();
         let rules = rules.map_err(|error| Failure::usage(format!("--allow: {error}")))?;
-        Ok(Policy::new(self.upstream.allow_manage, rules))
+        Ok(Policy::new(self.upstream.allow_manage, rules).with_cloud(self.upstream.allow_cloud))
     }
 }
 
@@ -238,7 +241,7 @@ pub fn main(args: Args, bars: &MultiProgress) -> Result<(), Failure> {
     runtime.block_on(async {
         let status = Arc::new(Status::default());
         let shutdown = Shutdown::new();
-        tokio::spawn(shutdown.clone().on_signals());
+        tokio::spawn(shutdown.clone().on_signals("stopping"));
         let relay = config.relay.to_string();
         tokio::select! {
             ended = bridge::run(config, Arc::clone(&status), shutdown.clone()) => ended.map_err(explain),

@@ -8,7 +8,7 @@ use anyhow::Context;
 use http::{HeaderMap, Request, StatusCode};
 use tokio::net::TcpListener;
 
-use super::relay::listen;
+use super::relay::{STOPPING, listen};
 use super::{Failure, bridge as bridge_cmd, duration, print, tell};
 use crate::bridge::config::{Config as BridgeConfig, TokenSource};
 use crate::bridge::policy::Policy;
@@ -58,7 +58,7 @@ pub(super) async fn run(args: DemoArgs, address: SocketAddr, config: Config) -> 
     let listener = listen(address).await?;
     let address = listener.local_addr().context("cannot tell the address")?;
     let shutdown = Shutdown::new();
-    tokio::spawn(shutdown.clone().on_signals());
+    tokio::spawn(shutdown.clone().on_signals(STOPPING));
     // Nothing of a demonstration is kept: the secret and the token are as long-lived as the process.
     let tokens = Tokens::new(random_name().as_bytes());
     let token = tokens.issue("demo", BOTH, None).context("cannot make a token")?;

@@ -24,6 +24,8 @@ Example:
   tunnel relay --listen 127.0.0.1:8080
   tunnel relay token --user ann";
 
+/// What the first signal does.
+pub(super) const STOPPING: &str = "stopping; finishing what is in flight (once more to end at once)";
 /// Below this, a secret could be guessed (RFC 7518 §3.2).
 const SHORTEST_SECRET: usize = 32;
 
@@ -272,7 +274,7 @@ fn serve(args: Args) -> Result<(), Failure> {
         let address = listener.local_addr().context("cannot tell the address")?;
         welcome(address, made.as_deref());
         let shutdown = Shutdown::new();
-        tokio::spawn(shutdown.clone().on_signals());
+        tokio::spawn(shutdown.clone().on_signals(STOPPING));
         relay::serve(listener, Relay::new(config, tokens, shutdown)).await;
         Ok(())
     })

@@ -2,8 +2,8 @@
 //! never ambient, so any origin may ask by default.
 
 use http::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS,
+    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS,
     ACCESS_CONTROL_REQUEST_METHOD, HeaderMap, ORIGIN, VARY,
 };
 use http::{HeaderValue, Method, Response, StatusCode};
@@ -51,7 +51,13 @@ impl Cors {
 
     /// Puts the permission on any response; the upstream's own opinion is replaced.
     pub fn apply(&self, origin: Option<&HeaderValue>, response: &mut HeaderMap) {
-        response.remove(ACCESS_CONTROL_ALLOW_ORIGIN);
+        for name in [
+            ACCESS_CONTROL_ALLOW_ORIGIN,
+            ACCESS_CONTROL_ALLOW_CREDENTIALS,
+            ACCESS_CONTROL_EXPOSE_HEADERS,
+        ] {
+            response.remove(name);
+        }
         let Some(origin) = origin else {
             return;
         };

@@ -211,7 +211,7 @@ async fn live(
                 // A relay is offered no streams: the rules of the link see to that.
                 Event::Stream(_) => {}
             },
-            () = token_end(&owner) => link.end(Ending::TokenEnded),
+            () = token_end(&owner), if link.is_alive() => link.end(Ending::TokenEnded),
             never = link.expire_idle() => match never {},
             () = session.finished(), if link.is_alive() => link.end(Ending::Done),
             () = relay.shutdown.draining(), if !draining => {

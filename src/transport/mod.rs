@@ -74,7 +74,7 @@ pub enum ExchangeError {
     #[error("the connection was lost before the request was sent")]
     NotSent(Box<Request<Body>>),
     /// Nothing can be connected to, where the request should go.
-    #[error("{0}")]
+    #[error("nothing answers: {0}")]
     Unreachable(String),
     /// More exchanges are under way than the other end takes.
     #[error("too many exchanges at once")]
@@ -124,7 +124,10 @@ where
 pub fn refusal(error: &ExchangeError) -> Response<Body> {
     let (code, detail) = match error {
         ExchangeError::Refused { code, detail } => (code.as_str(), detail.clone()),
-        ExchangeError::Unreachable(detail) => ("upstream_unreachable", detail.clone()),
+        ExchangeError::Unreachable(_) => (
+            "upstream_unreachable",
+            "Ollama is not running on the desktop; start it there and try again".to_owned(),
+        ),
         ExchangeError::Gone(_) | ExchangeError::NotSent(_) => (
             "upstream_unreachable",
             "the local server closed the connection before it answered".to_owned(),

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::frame::ResetCode;
@@ -285,6 +286,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 Poll::Ready(None) => return Poll::Ready(Err(End::Lost("end of file".into()))),
                 Poll::Ready(Some(Err(tungstenite::Error::Io(error)))) => {
                     return Poll::Ready(Err(End::Lost(error.to_string())));
+                }
+                Poll::Ready(Some(Err(tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)))) => {
+                    return Poll::Ready(Err(End::Lost("no goodbye".into())));
                 }
                 Poll::Ready(Some(Err(error))) => {
                     return Poll::Ready(Err(End::Violation(error.to_string())));
