@@ -178,6 +178,13 @@ impl Record {
     }
 }
 
+impl Record {
+    fn log_broken(&self, error: &BoxError) {
+        let id = self.id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or("-");
+        tracing::info!(id, "{} {}: the local server broke off: {error}", self.method, self.path);
+    }
+}
+
 /// A response body on its way to the relay.
 struct CountedBody {
     body: Body,
@@ -190,10 +197,14 @@ impl http_body::Body for CountedBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            self.record.running.add_bytes(data.len());
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.record.running.add_bytes(data.len());
+                }
+            }
+            Some(Err(error)) => self.record.log_broken(error),
+            None => {}
         }
         Poll::Ready(frame)
     }

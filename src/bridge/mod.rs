@@ -41,6 +41,8 @@ const REFUSED_FOR: Duration = Duration::from_secs(600);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Older links that finish what they have, at once.
 const OLDER_LINKS: usize = 4;
+/// How long a bridge that stops lets its exchanges finish.
+const GRACE: Duration = Duration::from_secs(30);
 /// A link that lived so long was a success: the next wait is a short one again.
 const STABLE: Duration = Duration::from_secs(10);
 
@@ -88,10 +90,12 @@ pub async fn run(config: Config, status: Arc<Status>, shutdown: Shutdown) -> Res
         network: Network::new(format!("{}:{}", relay.origin().host(), relay.origin().port())),
         credential: Credential::new(token),
         links: JoinSet::new(),
+        current: None,
         older: Vec::new(),
         backoff: Backoff::default(),
         refused_since: None,
         succeeded: false,
+        last_why: None,
         relay,
         dialer,
         identity,
@@ -99,10 +103,16 @@ pub async fn run(config: Config, status: Arc<Status>, shutdown: Shutdown) -> Res
         status,
     };
     tokio::select! {
-        stopped = bridge.stay_connected() => Err(stopped),
+        stopped = bridge.stay_connected() => return Err(stopped),
         never = local.tend() => match never {},
-        () = shutdown.draining() => Ok(()),
+        () = shutdown.draining() => {}
     }
+    tokio::select! {
+        () = bridge.drain() => {}
+        () = tokio::time::sleep(GRACE) => {}
+        () = shutdown.ended() => {}
+    }
+    Ok(())
 }
 
 /// A name nobody else has: 128 random bits.
@@ -131,9 +141,12 @@ struct Bridge {
     network: Network,
     backoff: Backoff,
     links: JoinSet<()>,
+    current: Option<Mux>,
     older: Vec<AbortHandle>,
     refused_since: Option<Instant>,
     succeeded: bool,
+    /// Why it was not connected when that was last told; the same reason is not told again and again.
+    last_why: Option<String>,
 }
 
 /// A link that is driven by a task of its own.
@@ -188,8 +201,17 @@ impl Bridge {
     }
 
     async fn wait(&mut self, why: String, wait: Duration, resolving: bool) {
-        tracing::warn!("not connected: {why}; trying again in {:.1} s", wait.as_secs_f64());
         self.status.set_round_trip(None);
+        self.current = None;
+        let before = self.last_why.replace(why.clone());
+        if before.as_ref() == Some(&why) {
+            tracing::debug!(
+                "still not connected: {why}; trying again in {:.1} s",
+                wait.as_secs_f64()
+            );
+        } else {
+            tracing::warn!("not connected: {why}; trying again and again");
+        }
         self.status.enter(Phase::Waiting { why, wait });
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
@@ -254,8 +276,14 @@ impl Bridge {
     async fn live(&mut self, mut connected: Connected) -> Result<Next, Stopped> {
         self.succeeded = true;
         self.refused_since = None;
+        self.current = Some(connected.mux.clone());
         self.reap();
+        self.last_why = None;
         tracing::info!(relay = %self.relay, name = connected.name, transport = "ws", "connected");
+        if connected.name != self.identity.name {
+            let (got, wished) = (&connected.name, &self.identity.name);
+            tracing::warn!("another desktop of yours is called {wished}; this one is {got} until that is gone");
+        }
         self.status.enter(Phase::Connected {
             name: connected.name.clone(),
             transport: "ws",
@@ -265,7 +293,7 @@ impl Bridge {
             let next = tokio::select! {
                 happening = connected.happenings.recv() => match happening {
                     Some(Happening::Text(text)) => match Control::parse(&text) {
-                        Control::Drain => Some(Ok(self.leave(&connected, "the relay asks to connect anew"))),
+                        Control::Drain => Some(Ok(self.leave(&connected, "the relay asks for it"))),
                         _ => None,
                     },
                     Some(Happening::Ended(end)) => Some(ended(end)),
@@ -295,12 +323,25 @@ impl Bridge {
 
     /// Leaves a link to finish what it has.
     fn leave(&mut self, connected: &Connected, why: &str) -> Next {
-        tracing::info!("{why}: connecting anew");
+        tracing::info!("connecting anew: {why}");
         self.older.push(connected.task.clone());
         if self.older.len() > OLDER_LINKS {
             self.older.remove(0).abort();
         }
         Next::Beside
+    }
+
+    /// Asks the relay for no more work, lets what is in flight finish, and says goodbye.
+    async fn drain(&mut self) {
+        let Some(mux) = self.current.take() else {
+            return;
+        };
+        mux.send_text(Control::Drain.to_text());
+        while self.status.figures().in_flight > 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        mux.close(close::GOING_AWAY, "the bridge stops");
+        while self.links.join_next().await.is_some() {}
     }
 
     fn reap(&mut self) {

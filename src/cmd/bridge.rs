@@ -22,8 +22,8 @@ const EXAMPLE: &str = "\
 Example:
   TUNNEL_TOKEN=… tunnel bridge --relay https://relay.example.com
 
-The token comes from the variable TUNNEL_TOKEN or from --token-file, never from an argument: other users of
-this computer can read those.";
+The token comes from the variable TUNNEL_TOKEN or from --token-file, never from an argument:
+other users of this computer can read those.";
 
 /// How long a connection to the relay or to Ollama may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -127,7 +127,7 @@ impl Args {
         match &self.name {
             Some(name) if !name.is_empty() && name.len() <= 64 && name.chars().all(fits) => Ok(name.clone()),
             Some(name) => Err(Failure::usage(format!(
-                "--name {} cannot be used: 1 to 64 of the characters A-Z a-z 0-9 . _ -",
+                "--name '{}' cannot be used: 1 to 64 of the characters A-Z a-z 0-9 . _ -",
                 name.escape_debug()
             ))),
             None => {
@@ -168,7 +168,11 @@ impl Args {
     fn policy(&self) -> Result<Policy, Failure> {
         let rules: Result<Vec<Rule>, _> = self.upstream.allow.iter().map(|rule| rule.parse()).collect();
         let rules = rules.map_err(|error| Failure::usage(format!("--allow: {error}")))?;
-        Ok(Policy::new(self.upstream.allow_manage, rules).with_cloud(self.upstream.allow_cloud))
+        let policy = Policy::new(self.upstream.allow_manage, rules).with_cloud(self.upstream.allow_cloud);
+        if policy.is_everything() {
+            tracing::warn!("every path of the local server is open to callers (--allow '* /*')");
+        }
+        Ok(policy)
     }
 }
 
@@ -255,7 +259,7 @@ pub(super) fn explain(stopped: Stopped) -> Failure {
     match stopped {
         Stopped::Refused(_) => Failure::new(
             Exit::Refused,
-            anyhow::anyhow!("{stopped}\nGet a new one from the relay's operator: tunnel relay token --user NAME"),
+            anyhow::anyhow!("{stopped}\nThe operator makes one with: tunnel relay token --user NAME"),
         ),
         Stopped::NoToken(_) => Failure::new(Exit::Usage, stopped),
         Stopped::Replaced => Failure::new(Exit::Failed, stopped),
@@ -279,7 +283,10 @@ async fn show(status: &Status, relay: &str, bars: &MultiProgress) -> std::conver
             Phase::Connected { name, transport, .. } => {
                 let round_trip = figures
                     .round_trip
-                    .map_or_else(String::new, |time| format!(" · {:.0} ms", time.as_secs_f64() * 1e3));
+                    .map_or_else(String::new, |time| match time.as_millis() {
+                        0 => " · <1 ms".to_owned(),
+                        ms => format!(" · {ms} ms"),
+                    });
                 let away = if status.is_upstream_away() {
                     " · Ollama is not running"
                 } else {

@@ -8,7 +8,7 @@ use anyhow::Context;
 use http::{HeaderMap, Request, StatusCode};
 use tokio::net::TcpListener;
 
-use super::relay::{STOPPING, listen};
+use super::relay::{STOPPING, listen, warn_if_public};
 use super::{Failure, bridge as bridge_cmd, duration, print, tell};
 use crate::bridge::config::{Config as BridgeConfig, TokenSource};
 use crate::bridge::policy::Policy;
@@ -88,6 +88,7 @@ pub(super) async fn run(args: DemoArgs, address: SocketAddr, config: Config) -> 
         () = async {
             connected(&status).await;
             print(&commands(&reachable(address).to_string(), token.expose(), &model));
+            warn_if_public(address);
             tell("\nThis goes on until you press Ctrl-C.");
             std::future::pending::<()>().await;
         } => {}
@@ -151,16 +152,19 @@ fn commands(address: &str, token: &str, model: &str) -> String {
 
 Paste into another terminal:
 
-# curl: a streamed chat
+With curl, a streamed chat:
+
 curl -N http://{address}/api/chat -H 'Authorization: Bearer {token}' \
   -d '{{"model":"{model}","messages":[{{"role":"user","content":"Hello!"}}]}}'
 
-# Python, with the package ollama
-OLLAMA_HOST=http://{address} OLLAMA_API_KEY={token} \
-  python3 -c 'import ollama; [print(p.message.content, end="", flush=True) for p in ollama.chat("{model}", [{{"role":"user","content":"Hello!"}}], stream=True)]'
+With Python and its package ollama:
 
-# Python, with the package openai
+OLLAMA_HOST=http://{address} OLLAMA_API_KEY={token} \
+  python3 -c 'import ollama; [print(p.message.content, end="", flush=True) for p in ollama.chat("{model}", [{{"role":"user","content":"Hello!"}}], stream=True)]; print()'
+
+With Python and its package openai:
+
 OPENAI_BASE_URL=http://{address}/v1 OPENAI_API_KEY={token} \
-  python3 -c 'import openai; [print(c.choices[0].delta.content or "", end="", flush=True) for c in openai.OpenAI().chat.completions.create(model="{model}", messages=[{{"role":"user","content":"Hello!"}}], stream=True)]'"#
+  python3 -c 'import openai; [print(c.choices[0].delta.content or "", end="", flush=True) for c in openai.OpenAI().chat.completions.create(model="{model}", messages=[{{"role":"user","content":"Hello!"}}], stream=True)]; print()'"#
     )
 }

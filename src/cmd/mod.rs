@@ -6,6 +6,7 @@ pub mod relay;
 
 use std::process::ExitCode;
 
+use clap::builder::FalseyValueParser;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 use indicatif::MultiProgress;
@@ -141,6 +142,12 @@ fn with_variable(arg: Arg) -> Arg {
     match arg.get_long() {
         Some(long) if !counts => {
             let variable = format!("TUNNEL_{}", long.replace('-', "_").to_uppercase());
+            let arg = if matches!(arg.get_action(), ArgAction::SetTrue) {
+                // As people write it: 1, true, yes, on.
+                arg.value_parser(FalseyValueParser::new())
+            } else {
+                arg
+            };
             arg.env(variable).hide_env(true)
         }
         _ => arg,

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -38,7 +38,7 @@ pub struct Args {
     #[command(flatten)]
     secret: SecretArgs,
     /// Where to listen for callers and bridges
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = address)]
     listen: SocketAddr,
     /// Web pages of this origin may call and connect, others may not; may be repeated [default: any may call]
     #[arg(long = "cors-origin", value_name = "ORIGIN", value_delimiter = ',')]
@@ -118,6 +118,11 @@ struct TokenArgs {
     /// How long it is valid, or never for one that does not end
     #[arg(long, value_name = "TIME", default_value = "90d", value_parser = expiry)]
     expires: Expiry,
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "write an address and a port, as in 127.0.0.1:8080 or 0.0.0.0:8080".to_owned())
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -204,6 +209,15 @@ impl SecretArgs {
         Ok(folder.join("jwt.secret"))
     }
 
+    /// The options again, for a command that must use the same secret.
+    fn repeated(&self) -> String {
+        let option = |name: &str, value: &Option<PathBuf>| {
+            let value = value.as_ref().map(|path| path.display().to_string());
+            value.map_or_else(String::new, |path| format!(" --{name} '{path}'"))
+        };
+        option("data-dir", &self.data_dir) + &option("jwt-secret-file", &self.jwt_secret_file)
+    }
+
     /// Reads the secret; makes it first where there is none, unless its file was named.
     fn load(&self) -> Result<(Tokens, Option<PathBuf>), Failure> {
         let path = self.path()?;
@@ -217,7 +231,12 @@ impl SecretArgs {
                 new_secret()
             })
         };
-        let content = read.with_context(|| format!("cannot read or make the secret {}", path.display()))?;
+        let content = read.with_context(|| {
+            format!(
+                "cannot read or make the secret {} (another folder: --data-dir DIR)",
+                path.display()
+            )
+        })?;
         let secret = content.trim_ascii();
         if secret.len() < SHORTEST_SECRET {
             return Err(Failure::usage(format!(
@@ -245,7 +264,13 @@ pub fn main(args: Args) -> Result<(), Failure> {
 }
 
 fn issue(secret: &SecretArgs, args: &TokenArgs) -> Result<(), Failure> {
-    let (tokens, _) = secret.load()?;
+    let (tokens, made) = secret.load()?;
+    if let Some(path) = made {
+        tell(&format!(
+            "Made a new secret: {}\nThe token works at a relay that uses this secret: start it with the same --data-dir.",
+            path.display()
+        ));
+    }
     let token = tokens
         .issue(&args.user, args.scope, args.expires.0)
         .map_err(|error| Failure::usage(format!("--user {}: {error}", args.user.escape_debug())))?;
@@ -272,7 +297,7 @@ fn serve(args: Args) -> Result<(), Failure> {
         let (tokens, made) = args.secret.load()?;
         let listener = listen(args.listen).await?;
         let address = listener.local_addr().context("cannot tell the address")?;
-        welcome(address, made.as_deref());
+        welcome(address, made.as_deref(), &args.secret);
         let shutdown = Shutdown::new();
         tokio::spawn(shutdown.clone().on_signals(STOPPING));
         relay::serve(listener, Relay::new(config, tokens, shutdown)).await;
@@ -288,18 +313,26 @@ pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> 
         .map_err(Failure::from)
 }
 
-fn welcome(address: SocketAddr, made: Option<&std::path::Path>) {
-    if let Some(path) = made {
-        tell(&format!("Made a new secret for tokens: {}", path.display()));
-    }
-    tell(&format!("The relay listens on http://{address}"));
-    tell("Next, a token:        tunnel relay token --user NAME");
-    tell("Then, on the desktop: TUNNEL_TOKEN=… tunnel bridge --relay URL-OF-THIS-RELAY");
+/// Says once what listening without encryption means.
+pub(super) fn warn_if_public(address: SocketAddr) {
     if !address.ip().is_loopback() {
         tell(
             "This address can be reached from other machines, and the relay itself does not encrypt:\n\
              put a proxy that does TLS in front of it, or tokens and conversations can be read on the way.",
         );
     }
+}
+
+fn welcome(address: SocketAddr, made: Option<&Path>, secret: &SecretArgs) {
+    if let Some(path) = made {
+        tell(&format!("Made a new secret for tokens: {}", path.display()));
+    }
+    tell(&format!("The relay listens on http://{address}"));
+    tell(&format!(
+        "Next, a token:        tunnel relay token --user NAME{}",
+        secret.repeated()
+    ));
+    tell("Then, on the desktop: TUNNEL_TOKEN=… tunnel bridge --relay URL-OF-THIS-RELAY");
+    warn_if_public(address);
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "relay started");
 }

@@ -102,7 +102,7 @@ impl Code {
     }
 }
 
-/// An error that the caller may see in full.
+/// An error; its code and detail may be seen by the caller.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {detail}", .code.as_str())]
 pub struct Error {
@@ -110,6 +110,8 @@ pub struct Error {
     pub code: Code,
     /// What happened and what to do, in one or two lines.
     pub detail: String,
+    /// Why, for the log only.
+    pub reason: Option<&'static str>,
 }
 
 impl Error {
@@ -118,12 +120,22 @@ impl Error {
         Self {
             code,
             detail: detail.into(),
+            reason: None,
         }
+    }
+
+    /// Adds what only the log may tell.
+    pub fn because(mut self, reason: &'static str) -> Self {
+        self.reason = Some(reason);
+        self
     }
 
     /// A path of ours that is not there.
     pub fn not_found() -> Self {
-        Self::new(Code::NotFound, "there is nothing at this path of the relay")
+        Self::new(
+            Code::NotFound,
+            "the relay keeps this path for itself, and there is nothing at it",
+        )
     }
 
     /// The answer, in the shape that the client of that path parses.
@@ -181,7 +193,7 @@ impl Shape {
 impl From<ExchangeError> for Error {
     fn from(error: ExchangeError) -> Self {
         match error {
-            ExchangeError::Refused { code, detail } => refused(&code, detail),
+            ExchangeError::Refused { code, detail } => refused(&code, &detail),
             ExchangeError::Overloaded => Self::new(
                 Code::Overloaded,
                 "this desktop has as many requests in flight as it takes; try again in a moment",
@@ -195,7 +207,7 @@ impl From<ExchangeError> for Error {
     }
 }
 
-fn refused(code: &str, detail: String) -> Error {
+fn refused(code: &str, detail: &str) -> Error {
     let code = match code {
         "policy" => Code::Policy,
         "bad_request" => Code::BadRequest,
@@ -208,7 +220,7 @@ fn refused(code: &str, detail: String) -> Error {
     } else {
         detail.chars().take(300).collect()
     };
-    Error { code, detail }
+    Error::new(code, detail)
 }
 
 #[cfg(test)]

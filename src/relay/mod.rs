@@ -73,6 +73,11 @@ impl Relay {
             shutdown,
         })
     }
+
+    /// Connections that could still be accepted.
+    pub fn free_connections(&self) -> usize {
+        self.connections.available_permits()
+    }
 }
 
 /// Serves until the shutdown, then finishes what is in flight within the grace period.
@@ -148,7 +153,11 @@ async fn answer(
             response
         }
         Err(error) => {
-            tracing::debug!(?id, %method, path, %error, "refused");
+            let peer = caller.address();
+            match error.reason {
+                Some(reason) => tracing::info!(?id, %peer, %method, path, reason, "refused"),
+                None => tracing::debug!(?id, %peer, %method, path, %error, "refused"),
+            }
             error.into_response(Shape::of(path))
         }
     }

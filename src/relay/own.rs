@@ -92,21 +92,27 @@ fn unix_ms(time: Option<SystemTime>) -> Option<u64> {
 
 /// The names of the models that the bridge's Ollama has; null where it cannot tell.
 async fn models(session: &Arc<Session>) -> Option<Vec<String>> {
-    let request = Request::get("/api/tags").header(HOST, "bridge").body(empty()).ok()?;
     let asked = async {
-        let response = session.link().call(request).await.ok()?;
-        let response = response.status().is_success().then_some(response)?;
-        let body = collect(response.into_body(), MODELS_SIZE).await?;
-        let tags: Value = serde_json::from_slice(&body).ok()?;
-        let names = tags.get("models")?.as_array()?;
-        Some(
-            names
-                .iter()
-                .filter_map(|model| Some(model.get("name")?.as_str()?.to_owned()))
-                .collect(),
-        )
+        match names(session, "/api/tags", "models", "name").await {
+            None => names(session, "/v1/models", "data", "id").await,
+            names => names,
+        }
     };
     tokio::time::timeout(MODELS_TIMEOUT, asked).await.ok()?
+}
+
+/// Asks one path for its list of models.
+async fn names(session: &Arc<Session>, path: &str, list: &str, name: &str) -> Option<Vec<String>> {
+    let request = Request::get(path).header(HOST, "bridge").body(empty()).ok()?;
+    let response = session.link().call(request).await.ok()?;
+    let response = response.status().is_success().then_some(response)?;
+    let body = collect(response.into_body(), MODELS_SIZE).await?;
+    let answer: Value = serde_json::from_slice(&body).ok()?;
+    let models = answer.get(list)?.as_array()?;
+    let names = models
+        .iter()
+        .filter_map(|model| Some(model.get(name)?.as_str()?.to_owned()));
+    Some(names.collect())
 }
 
 fn json_response(status: StatusCode, value: &Value) -> Response<Body> {

@@ -98,7 +98,7 @@ impl Session {
         self.in_flight.count()
     }
 
-    /// Whether a newer connection of the same process takes the new work.
+    /// Whether it gets no more work: a newer connection of the same process took over, or the bridge stops.
     pub fn is_retired(&self) -> bool {
         self.retired.load(Ordering::Acquire)
     }
@@ -114,7 +114,7 @@ impl Session {
         }
     }
 
-    /// Resolves once a newer connection took over and nothing is in flight on this one.
+    /// Resolves once it gets no more work and nothing is in flight on it.
     pub async fn finished(&self) {
         loop {
             let change = self.in_flight.zero.notified();
@@ -129,7 +129,8 @@ impl Session {
         !self.is_retired() && self.link.is_alive()
     }
 
-    fn retire(&self) {
+    /// Gives it no more work; it ends once nothing is in flight.
+    pub fn retire(&self) {
         self.retired.store(true, Ordering::Release);
         self.in_flight.zero.notify_waiters();
     }
@@ -279,9 +280,9 @@ impl Registry {
     /// then the one here longest.
     pub fn pick(&self, user: &str, wanted: Option<&str>) -> Option<Arc<Session>> {
         let users = self.lock();
-        let candidates = users.get(user)?.sessions.iter().filter(|s| s.takes_work());
+        let mut candidates = users.get(user)?.sessions.iter().filter(|s| s.takes_work());
         match wanted {
-            Some(name) => candidates.filter(|s| s.identity.name == name).next_back(),
+            Some(name) => candidates.rfind(|s| s.identity.name == name),
             None => candidates
                 .filter(|s| !s.identity.ephemeral)
                 .min_by_key(|s| (std::cmp::Reverse(s.identity.priority), s.since, s.connection_id)),

@@ -159,6 +159,8 @@ async fn run(relay: Arc<Relay>, upgraded: Upgraded, identity: Identity, owner: a
     let link = Arc::new(link);
     if !prove(&link, &mut driver).await {
         tracing::info!(user = %identity.user, bridge = %identity.name, "a bridge connected, but nothing crosses its link");
+        link.end(Ending::Done);
+        drive_to_end(&mut driver).await;
         return;
     }
     let shared: Arc<dyn Link> = Arc::clone(&link) as _;
@@ -207,7 +209,12 @@ async fn live(
         tokio::select! {
             event = driver.next() => match event {
                 Event::Ended(end) => return end,
-                Event::Text(text) => take_control(relay, &mut owner, &text),
+                Event::Text(text) => match Control::parse(&text) {
+                    Control::Token { token } => take_token(relay, &mut owner, &token),
+                    // The bridge stops: it gets no more work, and what is in flight finishes.
+                    Control::Drain => session.retire(),
+                    Control::Steer { .. } | Control::Unknown => {}
+                },
                 // A relay is offered no streams: the rules of the link see to that.
                 Event::Stream(_) => {}
             },
@@ -224,14 +231,14 @@ async fn live(
     }
 }
 
-fn take_control(relay: &Relay, owner: &mut auth::Identity, text: &str) {
-    let Control::Token { token } = Control::parse(text) else {
-        return;
-    };
-    match relay.tokens.verify(&token) {
+fn take_token(relay: &Relay, owner: &mut auth::Identity, token: &str) {
+    match relay.tokens.verify(token) {
         Ok(fresh) if fresh.user == owner.user && fresh.scopes.bridge => *owner = fresh,
         Ok(_) => tracing::info!(user = %owner.user, "a bridge showed a token that is not for it"),
-        Err(reason) => tracing::info!(user = %owner.user, %reason, "a bridge showed a token that is not accepted"),
+        Err(denied) => {
+            let reason = denied.as_str();
+            tracing::info!(user = %owner.user, reason, "a bridge showed a token that is not accepted");
+        }
     }
 }
 

@@ -290,8 +290,18 @@ impl Dialer {
             .tls
             .connect(name, tcp)
             .await
-            .map_err(|e| tls_error(e.to_string()))?;
+            .map_err(|error| tls_error(tls_detail(&error)))?;
         Ok(Stream::Tls(Box::new(stream)))
+    }
+}
+
+/// rustls' words, but for the one case in which they help nobody.
+fn tls_detail(error: &io::Error) -> String {
+    let words = error.to_string();
+    if words.contains("InvalidContentType") {
+        "it does not speak TLS at that port; is the address http://?".to_owned()
+    } else {
+        words
     }
 }
 

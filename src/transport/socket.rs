@@ -58,7 +58,7 @@ pub async fn closed_by_peer(stream: &TcpStream) {
     }
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     let _ = stream;
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 #[cfg(all(test, target_os = "linux"))]

@@ -40,7 +40,7 @@ on_each_transport! {
         answer.send("begun").await;
         raw.until("begun").await;
         answer.break_off().await;
-        let end = raw.to_end().await;
+        let end = raw.rest().await;
         assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     }
 

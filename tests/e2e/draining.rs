@@ -1,1 +1,126 @@
-//! pending
+//! A relay or a bridge that stops lets what is in flight finish.
+
+use std::time::Duration;
+
+use http::Response;
+use tunnel::transport::full;
+
+use crate::harness::caller::Raw;
+use crate::harness::{
+    Caller, Path, TestBridge, TestRelay, Upstream, chunk, on_each_transport, ready, text, until, within,
+};
+
+on_each_transport! {
+    async fn a_relay_that_stops_lets_streams_finish_and_takes_no_more(transport: Transport) {
+        let path = Path::scripted(transport).await;
+        let mut caller = path.caller().await;
+        let (answer, response) = tokio::join!(
+            async { path.upstream.next().await.begin(Response::builder()) },
+            caller.post("/api/chat", "{}"),
+        );
+        let mut response = response;
+        path.relay.shutdown.drain();
+        until("the port to be closed", || std::net::TcpStream::connect(path.relay.address).is_err()).await;
+        answer.send("one").await;
+        assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "one");
+        answer.send("two").await;
+        drop(answer);
+        assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "two");
+        assert!(chunk(&mut response).await.is_none());
+        path.relay.stopped().await;
+        drop(path.bridge);
+    }
+
+    async fn a_relay_that_stops_ends_what_does_not_finish_within_the_grace(transport: Transport) {
+        let relay = TestRelay::with(|config| config.grace = Duration::from_millis(200)).await;
+        let path = Path::with(relay, Upstream::scripted().await, transport).await;
+        let mut caller = path.caller().await;
+        let (answer, response) = tokio::join!(
+            async { path.upstream.next().await.begin(Response::builder()) },
+            caller.post("/api/chat", "{}"),
+        );
+        let mut response = response;
+        path.relay.shutdown.drain();
+        assert!(chunk(&mut response).await.unwrap().is_err());
+        answer.abandoned().await;
+        path.relay.stopped().await;
+    }
+
+    async fn a_bridge_told_to_drain_connects_to_the_next_relay_while_the_old_one_finishes(transport: Transport) {
+        let relay = TestRelay::start().await;
+        let upstream = Upstream::scripted().await;
+        let bridge = TestBridge::to(&relay, &upstream).transport(transport).start().await;
+        ready(&relay, "ann").await;
+        let token = relay.token("ann");
+        let mut caller = Caller::connect(relay.address, &token).await;
+        let (answer, response) = tokio::join!(
+            async { upstream.next().await.begin(Response::builder()) },
+            caller.post("/api/chat", "{}"),
+        );
+        let mut response = response;
+        relay.shutdown.drain();
+        let address = relay.address;
+        until("the port to be closed", || std::net::TcpStream::connect(address).is_err()).await;
+        // As under a supervisor: the next one takes the port while the old one still has callers.
+        let next = TestRelay::at(address, |_| {}).await;
+        ready(&next, "ann").await;
+        let mut other = Caller::connect(address, &token).await;
+        let ((), fresh) = tokio::join!(
+            async { upstream.next().await.finish(Response::new(full("new relay"))) },
+            other.post("/api/chat", "{}"),
+        );
+        assert_eq!(text(fresh).await, "new relay");
+        answer.send("old relay").await;
+        drop(answer);
+        assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "old relay");
+        assert!(chunk(&mut response).await.is_none());
+        relay.stopped().await;
+        drop(bridge);
+    }
+
+    async fn a_bridge_that_stops_lets_its_streams_finish_and_gets_no_more(transport: Transport) {
+        let path = Path::scripted(transport).await;
+        let mut caller = path.caller().await;
+        let (answer, response) = tokio::join!(
+            async { path.upstream.next().await.begin(Response::builder()) },
+            caller.post("/api/chat", "{}"),
+        );
+        let mut response = response;
+        path.bridge.shutdown.drain();
+        until("the relay to give it no more", || path.relay.relay.registry.pick("ann", None).is_none()).await;
+        let mut late = path.caller().await;
+        assert_eq!(late.post("/api/chat", "{}").await.headers()["tunnel-error"], "no_bridge");
+        answer.send("last").await;
+        drop(answer);
+        assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "last");
+        assert!(chunk(&mut response).await.is_none());
+        path.bridge.stopped().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_draining_relay_is_alive_and_not_ready_and_closes_connections() {
+    let path = Path::scripted(crate::harness::bridge::Transport::Ws).await;
+    let mut caller = path.caller().await;
+    assert_eq!(caller.get("/readyz").await.status(), 200);
+    let mut raw = Raw::connect(path.relay.address).await;
+    // Half a request: the connection counts as busy and is still served.
+    raw.send(format!(
+        "POST /api/chat HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer {}\r\n",
+        path.token
+    ))
+    .await;
+    let mut busy = path.caller().await;
+    let sending = tokio::spawn(async move { text(busy.post("/api/chat", "{}").await).await });
+    let call = path.upstream.next().await;
+    path.relay.shutdown.drain();
+    raw.send("Content-Length: 2\r\n\r\n{}").await;
+    let late = path.upstream.next();
+    let late = within("the late request", late).await;
+    late.finish(Response::new(full("late")));
+    let answer = raw.until("late").await;
+    assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
+    call.finish(Response::new(full("done")));
+    assert_eq!(sending.await.unwrap(), "done");
+    path.relay.stopped().await;
+}

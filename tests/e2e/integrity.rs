@@ -44,7 +44,7 @@ on_each_transport! {
                 let length = (noise(seed, 8)[0] as usize) << (seed % 11);
                 let sent = noise(seed, length);
                 let mut request = post("/echo", sent.clone());
-                if seed % 2 == 0 {
+                if seed.is_multiple_of(2) {
                     request.headers_mut().insert("x-fixed", "1".parse().unwrap());
                 }
                 let response = caller.send(request).await;

@@ -228,7 +228,7 @@ on_each_transport! {
             async { path.upstream.next().await.begin(Response::builder()).send("streamed").await },
             async {
                 raw.send(&head).await;
-                raw.to_end().await.unwrap()
+                raw.rest().await.unwrap()
             },
         );
         assert!(answer.ends_with("\r\n\r\nstreamed"), "{answer}");

@@ -1,1 +1,82 @@
-//! pending
+//! A WebSocket of the upstream passes through, where the policy lets the path through.
+
+use futures_util::{SinkExt, StreamExt};
+use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::Role;
+use tunnel::transport::{Body, empty};
+
+use crate::harness::{Path, TestBridge, TestRelay, Upstream, on_each_transport, ready, until, within};
+
+/// Sends back every message, and ends when told to.
+async fn echo(mut request: Request<Incoming>) -> Response<Body> {
+    let key = request.headers()[SEC_WEBSOCKET_KEY].clone();
+    assert_eq!(request.headers()[UPGRADE], "websocket");
+    let upgraded = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let stream = TokioIo::new(upgraded.await.unwrap());
+        let mut socket = WebSocketStream::from_raw_socket(stream, Role::Server, None).await;
+        while let Some(Ok(message)) = socket.next().await {
+            if message.is_close() || socket.send(message).await.is_err() {
+                break;
+            }
+        }
+    });
+    Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(CONNECTION, "upgrade")
+        .header(UPGRADE, "websocket")
+        .header(SEC_WEBSOCKET_ACCEPT, derive_accept_key(key.as_bytes()))
+        .body(empty())
+        .unwrap()
+}
+
+fn upgrade(path: &str) -> Request<Body> {
+    Request::get(path)
+        .header(CONNECTION, "Upgrade")
+        .header(UPGRADE, "websocket")
+        .header(SEC_WEBSOCKET_VERSION, "13")
+        .header(SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ==")
+        .body(empty())
+        .unwrap()
+}
+
+on_each_transport! {
+    async fn a_websocket_of_the_upstream_works(transport: Transport) {
+        let path = Path::to(Upstream::serving(echo).await, transport).await;
+        let mut caller = path.caller().await;
+        let response = caller.send(upgrade("/live")).await;
+        assert_eq!(response.status(), 101);
+        assert_eq!(response.headers()[SEC_WEBSOCKET_ACCEPT], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        let upgraded = hyper::upgrade::on(response).await.unwrap();
+        let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await;
+        for size in [1, 1000, 300_000] {
+            let message = Message::Binary(vec![7; size].into());
+            socket.send(message.clone()).await.unwrap();
+            let echoed = within("the echo", socket.next()).await.unwrap().unwrap();
+            assert_eq!(echoed, message);
+        }
+        assert_eq!(path.bridge.status.figures().in_flight, 1);
+        drop(socket);
+        drop(caller);
+        until("the exchange to end", || path.bridge.status.figures().in_flight == 0).await;
+    }
+
+    async fn an_upgrade_on_a_closed_path_is_refused(transport: Transport) {
+        let relay = TestRelay::start().await;
+        let upstream = Upstream::serving(echo).await;
+        let bridge = TestBridge::to(&relay, &upstream).transport(transport).start().await;
+        ready(&relay, "ann").await;
+        let token = relay.token("ann");
+        let mut caller = crate::harness::Caller::connect(relay.address, &token).await;
+        let response = caller.send(upgrade("/live")).await;
+        assert_eq!(response.status(), 403);
+        assert_eq!(response.headers()["tunnel-error"], "policy");
+        drop(bridge);
+    }
+}

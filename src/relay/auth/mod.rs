@@ -71,10 +71,8 @@ impl std::fmt::Display for Scopes {
 pub fn caller(tokens: &Tokens, headers: &HeaderMap) -> Result<Identity, Error> {
     let identity = identify(tokens, credential(headers)?.as_deref())?;
     if !identity.scopes.api {
-        return Err(Error::new(
-            Code::Forbidden,
-            "this token is for bridges only (scope bridge); use one with the scope api",
-        ));
+        let detail = "this token is for bridges only (scope bridge); use one with the scope api";
+        return Err(Error::new(Code::Forbidden, detail).because("token without the scope api"));
     }
     Ok(identity)
 }
@@ -88,10 +86,8 @@ pub fn bridge(tokens: &Tokens, headers: &HeaderMap, query: Option<&str>) -> Resu
     let token = from_header.as_deref().or_else(|| query_token(query));
     let identity = identify(tokens, token)?;
     if !identity.scopes.bridge {
-        return Err(Error::new(
-            Code::Forbidden,
-            "this token is for callers only (scope api); a bridge needs one with the scope bridge",
-        ));
+        let detail = "this token is for callers only (scope api); a bridge needs one with the scope bridge";
+        return Err(Error::new(Code::Forbidden, detail).because("token without the scope bridge"));
     }
     Ok(identity)
 }
@@ -116,13 +112,12 @@ pub fn identify(tokens: &Tokens, token: Option<&str>) -> Result<Identity, Error>
             Err(denied) => denied,
         },
     };
-    tracing::info!(reason = %denied, "refused a request");
     let detail = match denied {
         Denied::Missing => "a token is needed: send it as 'Authorization: Bearer TOKEN'",
         Denied::Expired => "this token has expired; ask the operator of the relay for a new one",
         _ => "this token is not accepted; ask the operator of the relay for a new one",
     };
-    Err(Error::new(Code::Unauthorized, detail))
+    Err(Error::new(Code::Unauthorized, detail).because(denied.as_str()))
 }
 
 /// The one credential of a request: `Authorization: Bearer`, `x-api-key`, or the password of `Authorization: Basic`.
@@ -139,11 +134,8 @@ fn credential(headers: &HeaderMap) -> Result<Option<String>, Error> {
     for token in bearers.chain(keys) {
         match &found {
             Some(other) if *other != token => {
-                tracing::info!(reason = "two different credentials", "refused a request");
-                return Err(Error::new(
-                    Code::BadRequest,
-                    "the request carries two different credentials; send one",
-                ));
+                let detail = "the request carries two different credentials; send one";
+                return Err(Error::new(Code::BadRequest, detail).because("two different credentials"));
             }
             _ => found = Some(token),
         }

@@ -22,32 +22,40 @@ const REMEMBERED: usize = 4096;
 const LONGEST_USER: usize = 256;
 
 /// Why a token is not accepted; for the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Denied {
     /// There is none.
-    #[error("no token")]
     Missing,
     /// It is longer than any token of ours.
-    #[error("token too long")]
     TooLong,
     /// It is no JWT with our claims.
-    #[error("token malformed")]
     Malformed,
     /// Its algorithm is not HS256.
-    #[error("token with a wrong algorithm")]
     Algorithm,
     /// Somebody else signed it.
-    #[error("token with a wrong signature")]
     Signature,
     /// Its time is over.
-    #[error("token expired")]
     Expired,
     /// Its time has not come.
-    #[error("token not yet valid")]
     NotYetValid,
     /// It names no user, or none that could be one.
-    #[error("token without a proper user")]
     NoUser,
+}
+
+impl Denied {
+    /// In words.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "no token",
+            Self::TooLong => "token too long",
+            Self::Malformed => "token malformed",
+            Self::Algorithm => "token with a wrong algorithm",
+            Self::Signature => "token with a wrong signature",
+            Self::Expired => "token expired",
+            Self::NotYetValid => "token not yet valid",
+            Self::NoUser => "token without a proper user",
+        }
+    }
 }
 
 /// Why no token could be made.

@@ -18,7 +18,8 @@ use hyper_util::rt::TokioIo;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-use super::mux::{self, Driver, Mux, MuxStream};
+use super::duplex::MuxStream;
+use super::mux::{self, Driver, Mux};
 use super::socket::Socket;
 use super::streams::Side;
 use super::{PATH, READY_PATH, SUBPROTOCOL};
@@ -78,7 +79,7 @@ pub enum ConnectError {
         retry_after: Option<Duration>,
     },
     /// Something answered, and it was no WebSocket.
-    #[error("WebSocket blocked: the answer was {status} instead of 101")]
+    #[error("WebSocket blocked: the answer was {status} instead of 101; is this the relay's address?")]
     NotUpgraded {
         /// What it answered.
         status: StatusCode,
@@ -105,12 +106,12 @@ pub async fn connect(
     let stream = dialer.dial(relay.origin()).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
-        .map_err(broken)?;
+        .map_err(|error| broken(&error))?;
     // Ends with the upgrade or with the sender.
     tokio::spawn(connection.with_upgrades());
     let key = websocket_key()?;
     let request = upgrade_request(relay, hello, &key)?;
-    let response = sender.send_request(request).await.map_err(broken)?;
+    let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
     let mut response = check(response, &key).await?;
     let welcome = Welcome {
         bridge_id: text(response.headers(), &names::TUNNEL_BRIDGE_ID).unwrap_or_default(),
@@ -120,7 +121,9 @@ pub async fn connect(
         .and_then(|value| value.parse().ok())
         .unwrap_or(DEFAULT_STREAMS)
         .clamp(1, MOST_STREAMS);
-    let upgraded = hyper::upgrade::on(&mut response).await.map_err(broken)?;
+    let upgraded = hyper::upgrade::on(&mut response)
+        .await
+        .map_err(|error| broken(&error))?;
     let parts = upgraded
         .downcast::<TokioIo<Stream>>()
         .map_err(|_| ConnectError::Handshake("not the connection that was dialed".into()))?;
@@ -129,7 +132,7 @@ pub async fn connect(
     Ok((mux, driver, welcome))
 }
 
-fn broken(error: hyper::Error) -> ConnectError {
+fn broken(error: &hyper::Error) -> ConnectError {
     ConnectError::Broken(error.to_string())
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum Control {
-    /// Relay to bridge: connect anew, finish here.
+    /// Relay to bridge: connect anew, finish here. Bridge to relay: no more work, please.
     Drain,
     /// Bridge to relay: the session's fresh token.
     Token {

@@ -1,12 +1,14 @@
 //! The `ws` transport: byte streams side by side over one WebSocket (subprotocol `tunnel.v1`, protocol.md section 2).
 //!
 //! Bottom up: `frame` (octets), `stream` and `streams` (the rules, pure), `socket` (one WebSocket), `mux` (drives the streams
-//! over the socket), then the two ends: `relay` and `bridge`; `control` holds the text messages between them.
+//! over the socket), `duplex` (one of them, from outside), then the two ends: `relay` and `bridge`; `control` holds the text messages between them.
 
 pub mod bridge;
 pub mod control;
+pub mod duplex;
 pub mod frame;
 pub mod mux;
+pub mod pulse;
 pub mod relay;
 pub mod socket;
 mod stream;
@@ -46,8 +48,14 @@ pub struct Tuning {
     pub initial_window: u32,
     /// The most a stream's window grows to, octets.
     pub max_window: u32,
-    /// The most that all windows of a link together grow to, octets.
-    pub link_window: u32,
+    /// The most by which all windows of a link together grow, octets.
+    pub growth: u32,
+    /// With a round trip shorter than this, windows are large enough as they begin.
+    pub far: Duration,
+    /// The most that one read of a stream gives, octets.
+    pub read: usize,
+    /// The least that is allocated for what a stream received, octets.
+    pub part: usize,
     /// What one stream may have written and not sent, octets.
     pub pending: usize,
     /// Writes up to this size go before bulk, octets.
@@ -84,7 +92,10 @@ pub struct Tuning {
 pub static TUNING: Tuning = Tuning {
     initial_window: 256 * 1024,
     max_window: 4 * 1024 * 1024,
-    link_window: 32 * 1024 * 1024,
+    growth: 8 * 1024 * 1024,
+    far: Duration::from_millis(2),
+    read: 16 * 1024,
+    part: 2 * 1024,
     pending: 64 * 1024,
     small: 4 * 1024,
     bulk_frame: 16 * 1024,

@@ -1,21 +1,20 @@
 //! Drives the streams of a link over its WebSocket: a [`Driver`] does all reading, writing and keeping alive, a [`Mux`] is
-//! the handle to it, a [`MuxStream`] is one byte stream. The rules are in `streams`.
+//! the handle to it. The rules are in `streams`, what one byte stream looks like from outside in `duplex`.
 
 use std::collections::VecDeque;
-use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::{self, Message};
 
-use super::frame::ResetCode;
+use super::duplex::MuxStream;
+use super::pulse::Pulse;
 use super::socket::{Socket, close_message};
 use super::streams::{Side, Streams};
 use super::{TUNING, close};
@@ -59,15 +58,15 @@ pub enum Event {
 }
 
 #[derive(Debug)]
-struct Shared {
-    side: Side,
+pub(super) struct Shared {
+    pub(super) side: Side,
     state: Mutex<State>,
     pulse: Pulse,
 }
 
 #[derive(Debug)]
-struct State {
-    streams: Streams,
+pub(super) struct State {
+    pub(super) streams: Streams,
     texts: VecDeque<String>,
     close: Option<(u16, String)>,
     urgent_ping: bool,
@@ -75,58 +74,16 @@ struct State {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    fn wake(&mut self) {
+    pub(super) fn wake(&mut self) {
         if let Some(driver) = self.driver.take() {
             driver.wake();
         }
-    }
-}
-
-/// When something was last heard, and how long an answer takes.
-#[derive(Debug)]
-pub struct Pulse {
-    start: Instant,
-    received_ms: AtomicU64,
-    round_trip_us: AtomicU64,
-}
-
-impl Pulse {
-    fn new() -> Self {
-        Self {
-            start: Instant::now(),
-            received_ms: AtomicU64::new(0),
-            round_trip_us: AtomicU64::new(0),
-        }
-    }
-
-    /// How long nothing has been heard.
-    pub fn silence(&self) -> Duration {
-        let received = Duration::from_millis(self.received_ms.load(Ordering::Relaxed));
-        self.start.elapsed().saturating_sub(received)
-    }
-
-    /// The newest measure; none before the first.
-    pub fn round_trip(&self) -> Option<Duration> {
-        match self.round_trip_us.load(Ordering::Relaxed) {
-            0 => None,
-            us => Some(Duration::from_micros(us)),
-        }
-    }
-
-    fn received(&self, now: Instant) {
-        let ms = now.duration_since(self.start).as_millis() as u64;
-        self.received_ms.store(ms, Ordering::Relaxed);
-    }
-
-    fn measured(&self, round_trip: Duration) {
-        let us = (round_trip.as_micros() as u64).max(1);
-        self.round_trip_us.store(us, Ordering::Relaxed);
     }
 }
 
@@ -141,10 +98,7 @@ impl Mux {
         let id = state.streams.open()?;
         state.wake();
         drop(state);
-        Some(MuxStream {
-            shared: Arc::clone(&self.0),
-            id,
-        })
+        Some(MuxStream::new(Arc::clone(&self.0), id))
     }
 
     /// Whether the link ended.
@@ -277,7 +231,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         for _ in 0..TUNING.reads_per_turn {
             if let Some(id) = self.shared.lock().streams.accept() {
                 let shared = Arc::clone(&self.shared);
-                return Poll::Ready(Ok(Some(Event::Stream(MuxStream { shared, id }))));
+                return Poll::Ready(Ok(Some(Event::Stream(MuxStream::new(shared, id)))));
             }
             let message = self.socket.poll_message(cx);
             self.note_life();
@@ -356,7 +310,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         if let Some(ping) = self.ping.take_if(|ping| ping.number.to_be_bytes() == payload) {
             let round_trip = ping.sent.elapsed();
             self.shared.pulse.measured(round_trip);
-            self.shared.lock().streams.set_round_trip(round_trip);
+            self.shared.lock().streams.measure(round_trip);
         }
     }
 
@@ -485,81 +439,5 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
         state.driver = Some(cx.waker().clone());
         None
-    }
-}
-
-/// One byte stream of a link. Reading after the other side's reset yields what came before it, then an error: a reset is
-/// never read as an end of file. Dropping it before it is finished resets it.
-#[derive(Debug)]
-pub struct MuxStream {
-    shared: Arc<Shared>,
-    id: u32,
-}
-
-impl MuxStream {
-    /// A watch over this stream that says when the other side resets it or the link ends.
-    pub fn watch(&self) -> ResetWatch {
-        ResetWatch {
-            shared: Arc::clone(&self.shared),
-            id: self.id,
-        }
-    }
-}
-
-/// Resolves when the stream it watches is reset by the other side, or gone.
-#[derive(Debug)]
-pub struct ResetWatch {
-    shared: Arc<Shared>,
-    id: u32,
-}
-
-impl Future for ResetWatch {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.shared.lock().streams.poll_reset(self.id, cx)
-    }
-}
-
-impl AsyncRead for MuxStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut state = self.shared.lock();
-        let result = state.streams.poll_read(self.id, cx, buf);
-        if state.streams.has_message() {
-            state.wake();
-        }
-        result
-    }
-}
-
-impl AsyncWrite for MuxStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let mut state = self.shared.lock();
-        let result = state.streams.poll_write(self.id, cx, buf);
-        state.wake();
-        result
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut state = self.shared.lock();
-        state.streams.finish(self.id);
-        state.wake();
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl Drop for MuxStream {
-    fn drop(&mut self) {
-        let code = match self.shared.side {
-            Side::Opener => ResetCode::Cancel,
-            Side::Acceptor => ResetCode::Failed,
-        };
-        let mut state = self.shared.lock();
-        state.streams.release(self.id, code);
-        state.wake();
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use tokio::io::ReadBuf;
 
 use super::TUNING;
@@ -15,9 +15,7 @@ use super::streams::Violation;
 /// The state of one stream, kept until both sides are done and its holder let go.
 #[derive(Debug)]
 pub(super) struct Stream {
-    received: VecDeque<Bytes>,
-    /// Small parts that came after all of `received`, gathered so that each costs no more than its bytes.
-    gathered: BytesMut,
+    received: VecDeque<BytesMut>,
     /// The size of the receive window now.
     pub(super) window: u32,
     /// How much the other side may still send.
@@ -54,7 +52,6 @@ impl Default for Stream {
     fn default() -> Self {
         Self {
             received: VecDeque::new(),
-            gathered: BytesMut::new(),
             window: TUNING.initial_window,
             allowance: TUNING.initial_window,
             consumed: 0,
@@ -91,8 +88,8 @@ impl Stream {
         }
     }
 
-    /// Takes a payload that came in a message of `whole` octets.
-    pub(super) fn receive(&mut self, payload: Bytes, whole: usize) -> Result<(), Violation> {
+    /// Takes a payload. It is copied: a slice would keep the whole message, and the buffer it was read into, in memory.
+    pub(super) fn receive(&mut self, payload: &[u8]) -> Result<(), Violation> {
         if self.fin_received {
             return Err(Violation::AfterEnd);
         }
@@ -101,14 +98,14 @@ impl Stream {
         if self.orphan {
             return Ok(());
         }
-        // A small part must not keep a large message in memory.
-        if payload.len() >= TUNING.small && payload.len() * 2 >= whole {
-            if !self.gathered.is_empty() {
-                self.received.push_back(self.gathered.split().freeze());
+        match self.received.back_mut() {
+            // Small parts are gathered, so that each costs no more than its bytes.
+            Some(last) if last.capacity() - last.len() >= payload.len() => last.extend_from_slice(payload),
+            _ => {
+                let mut part = BytesMut::with_capacity(payload.len().max(TUNING.part));
+                part.extend_from_slice(payload);
+                self.received.push_back(part);
             }
-            self.received.push_back(payload);
-        } else {
-            self.gathered.extend_from_slice(&payload);
         }
         if let Some(reader) = self.reader.take() {
             reader.wake();
@@ -154,21 +151,19 @@ impl Stream {
         buf: &mut ReadBuf<'_>,
         link_ended: bool,
     ) -> Poll<io::Result<()>> {
-        let before = buf.remaining();
+        // HTTP's own buffer grows with what one read gives it, and stays large for a reader that is slow.
+        let most = buf.remaining().min(TUNING.read);
+        let mut read = 0;
         while let Some(front) = self.received.front_mut() {
-            take(front, buf);
+            let length = front.len().min(most - read);
+            buf.put_slice(&front[..length]);
+            front.advance(length);
+            read += length;
             if !front.is_empty() {
                 break;
             }
             self.received.pop_front();
         }
-        if self.received.is_empty() && !self.gathered.is_empty() {
-            take(&mut self.gathered, buf);
-            if self.gathered.is_empty() {
-                self.gathered = BytesMut::new();
-            }
-        }
-        let read = before - buf.remaining();
         if read > 0 {
             self.consumed += read as u32;
             return Poll::Ready(Ok(()));
@@ -191,12 +186,13 @@ impl Stream {
     /// Turns what was read into credit, and grows the window by at most `cap` when the stream uses it up faster than the
     /// round trip gives it back. Returns by how much it grew.
     pub(super) fn give_credit(&mut self, now: Instant, round_trip: Duration, cap: usize) -> usize {
-        let quick = self
-            .last_credit
-            .is_some_and(|last| now.duration_since(last) <= round_trip / 2);
+        let held_back = round_trip >= TUNING.far
+            && self
+                .last_credit
+                .is_some_and(|last| now.duration_since(last) <= round_trip / 2);
         self.last_credit = Some(now);
         let room = (TUNING.max_window - self.window).min(u32::try_from(cap).unwrap_or(u32::MAX));
-        let growth = if quick { self.window.min(room) } else { 0 };
+        let growth = if held_back { self.window.min(room) } else { 0 };
         self.window += growth;
         self.credit_due += self.consumed + growth;
         self.consumed = 0;
@@ -272,10 +268,4 @@ impl Stream {
         }
         due
     }
-}
-
-fn take(from: &mut impl Buf, buf: &mut ReadBuf<'_>) {
-    let length = from.remaining().min(buf.remaining());
-    from.copy_to_slice(buf.initialize_unfilled_to(length));
-    buf.advance(length);
 }

@@ -61,9 +61,9 @@ pub struct Streams {
     live: usize,
     last_id: u32,
     slack: u32,
-    /// The sum of all receive windows, for the cap of the link.
-    windows: usize,
-    round_trip: Duration,
+    /// By how much all receive windows together have grown, for the cap of the link.
+    grown: usize,
+    round_trip: Option<Duration>,
     offered: VecDeque<u32>,
     resets: VecDeque<(u32, ResetCode)>,
     opens: VecDeque<u32>,
@@ -83,8 +83,8 @@ impl Streams {
             live: 0,
             last_id: 0,
             slack: SLACK,
-            windows: 0,
-            round_trip: Duration::ZERO,
+            grown: 0,
+            round_trip: None,
             offered: VecDeque::new(),
             resets: VecDeque::new(),
             opens: VecDeque::new(),
@@ -115,9 +115,9 @@ impl Streams {
         self.offered.pop_front()
     }
 
-    /// The newest measure of the link's round trip; windows grow with it.
-    pub fn set_round_trip(&mut self, round_trip: Duration) {
-        self.round_trip = round_trip;
+    /// A measure of the link's round trip. Windows grow with the shortest one: the others tell how busy the link was.
+    pub fn measure(&mut self, round_trip: Duration) {
+        self.round_trip = Some(self.round_trip.map_or(round_trip, |shortest| shortest.min(round_trip)));
     }
 
     /// Ends every stream: reads and writes fail from now on.
@@ -138,9 +138,8 @@ impl Streams {
     /// # Errors
     /// A [`Violation`] after which the link must be closed.
     pub fn receive(&mut self, message: Bytes) -> Result<(), Violation> {
-        let whole = message.len();
         for frame in frame::Frames::new(message) {
-            self.receive_frame(frame?, whole)?;
+            self.receive_frame(frame?)?;
         }
         if self.resets.len() > 2 * self.max_streams {
             return Err(Violation::Flood);
@@ -148,7 +147,7 @@ impl Streams {
         Ok(())
     }
 
-    fn receive_frame(&mut self, frame: Frame, whole: usize) -> Result<(), Violation> {
+    fn receive_frame(&mut self, frame: Frame) -> Result<(), Violation> {
         let id = frame.stream;
         match frame.kind {
             Kind::Open => return self.offer(id),
@@ -156,7 +155,7 @@ impl Streams {
             _ => {}
         }
         let Some(stream) = self.streams.get_mut(&id).filter(|s| s.reset.is_none()) else {
-            if id == 0 || id > self.last_id || id % 2 == 0 {
+            if id == 0 || id > self.last_id || id.is_multiple_of(2) {
                 return Err(Violation::WrongStream);
             }
             return match frame.kind {
@@ -165,7 +164,7 @@ impl Streams {
             };
         };
         match frame.kind {
-            Kind::Data(payload) => stream.receive(payload, whole),
+            Kind::Data(payload) => stream.receive(&payload),
             Kind::Fin => {
                 let closed = stream.receive_fin()?;
                 self.closed_if(closed, id);
@@ -212,7 +211,6 @@ impl Streams {
     fn insert(&mut self, id: u32) {
         self.last_id = id;
         self.live += 1;
-        self.windows += TUNING.initial_window as usize;
         self.slack = (self.slack + SLACK_PER_STREAM).min(MOST_SLACK);
         self.streams.insert(id, Stream::default());
     }
@@ -233,7 +231,7 @@ impl Streams {
         if let Some(stream) = self.streams.get(&id)
             && stream.orphan
         {
-            self.windows -= stream.window as usize;
+            self.grown -= (stream.window - TUNING.initial_window) as usize;
             self.streams.remove(&id);
         }
     }
@@ -245,8 +243,9 @@ impl Streams {
         };
         let result = stream.poll_read(cx, buf, self.ended);
         if stream.owes_credit() {
-            let cap = (TUNING.link_window as usize).saturating_sub(self.windows);
-            self.windows += stream.give_credit(Instant::now(), self.round_trip, cap);
+            let round_trip = self.round_trip.unwrap_or_default();
+            let cap = (TUNING.growth as usize).saturating_sub(self.grown);
+            self.grown += stream.give_credit(Instant::now(), round_trip, cap);
             if !stream.credit_queued {
                 stream.credit_queued = true;
                 self.credits.push_back(id);
@@ -391,3 +390,6 @@ fn next<T>(queue: &mut VecDeque<T>, out: &BytesMut) -> Option<T> {
         None
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -166,7 +166,7 @@ impl Raw {
     }
 
     /// Reads to the end of the connection; an error if it was reset.
-    pub(crate) async fn to_end(&mut self) -> std::io::Result<String> {
+    pub(crate) async fn rest(&mut self) -> std::io::Result<String> {
         let mut read = Vec::new();
         within("the end of the connection", self.0.read_to_end(&mut read)).await?;
         Ok(String::from_utf8_lossy(&read).into_owned())

@@ -2,6 +2,8 @@
 
 pub(crate) mod bridge;
 pub(crate) mod caller;
+#[cfg(target_os = "linux")]
+pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod relay;
 pub(crate) mod upstream;

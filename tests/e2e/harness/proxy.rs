@@ -24,7 +24,6 @@ pub(crate) struct ChaosProxy {
     pub(crate) address: SocketAddr,
     mode: Arc<watch::Sender<Mode>>,
     cut: Arc<watch::Sender<u64>>,
-    target: Arc<watch::Sender<SocketAddr>>,
     task: AbortHandle,
 }
 
@@ -42,13 +41,12 @@ impl ChaosProxy {
         let address = listener.local_addr().unwrap();
         let mode = Arc::new(watch::Sender::new(Mode::Pass));
         let cut = Arc::new(watch::Sender::new(0));
-        let target = Arc::new(watch::Sender::new(target));
         let task = {
-            let (mode, cut, target) = (Arc::clone(&mode), Arc::clone(&cut), Arc::clone(&target));
+            let (mode, cut) = (Arc::clone(&mode), Arc::clone(&cut));
             tokio::spawn(async move {
                 loop {
                     let (near, _) = listener.accept().await.unwrap();
-                    let (mode, cut, target) = (mode.subscribe(), cut.subscribe(), *target.borrow());
+                    let (mode, cut) = (mode.subscribe(), cut.subscribe());
                     tokio::spawn(carry(near, target, mode, cut, delay));
                 }
             })
@@ -57,7 +55,6 @@ impl ChaosProxy {
             address,
             mode,
             cut,
-            target,
             task: task.abort_handle(),
         }
     }
@@ -69,11 +66,6 @@ impl ChaosProxy {
     /// Closes every connection.
     pub(crate) fn cut(&self) {
         self.cut.send_modify(|count| *count += 1);
-    }
-
-    /// Where new connections go.
-    pub(crate) fn aim(&self, target: SocketAddr) {
-        self.target.send_replace(target);
     }
 }
 

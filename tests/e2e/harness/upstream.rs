@@ -129,6 +129,11 @@ impl Call {
         self.reply.send(response).ok();
     }
 
+    /// The request, and where its answer goes.
+    pub(crate) fn split(self) -> (Request<Incoming>, oneshot::Sender<Response<Body>>) {
+        (self.request, self.reply)
+    }
+
     /// The next piece of the request's body; none at its end, also where it broke.
     pub(crate) async fn read(&mut self) -> Option<Bytes> {
         loop {
