@@ -82,7 +82,7 @@ struct LimitArgs {
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = positive)]
     max_connections: usize,
     /// The head of a request
-    #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = size)]
+    #[arg(long, value_name = "SIZE", default_value = "32KiB", value_parser = size)]
     max_header_size: u64,
     /// From the beginning of a connection to the end of its first request head
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]

@@ -53,7 +53,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 10_000,
-            head_size: 64 * 1024,
+            head_size: 32 * 1024,
             first_head: Duration::from_secs(10),
             keep_alive: Duration::from_secs(75),
             in_flight_per_user: 512,

@@ -17,7 +17,6 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::{Relay, config::Limits, handle};
-use crate::transport::http1::BUFFER;
 use crate::transport::socket;
 
 /// How long a connection is drained before it is closed: what a caller still sends while it does not yet read our answer.
@@ -143,13 +142,13 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
         // The idle limits above see to it: hyper's own would also cut a connection that is kept alive.
         .header_read_timeout(None)
         .writev(false)
-        .max_buf_size(limits.head_size.max(BUFFER));
+        .max_buf_size(limits.head_size);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(limits.head_size).unwrap_or(u32::MAX))
         .max_concurrent_streams(256)
-        .max_send_buf_size(BUFFER)
+        .max_send_buf_size(limits.head_size)
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(20));
     builder

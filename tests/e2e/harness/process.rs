@@ -102,11 +102,14 @@ impl Process {
         .await
     }
 
-    /// The most memory it ever held, octets.
+    /// The most memory it ever held, octets; not its code, which a test's build has much of.
     pub(crate) fn most_memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
+        let figure = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
+        };
+        figure("VmHWM:") - figure("RssFile:")
     }
 
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
