@@ -19,7 +19,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// After a renewal that failed.
 const RETRY: Duration = Duration::from_secs(600);
 /// How long the relay may take to renew.
-const TIMEOUT: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why there is no token.
 #[derive(Debug, thiserror::Error)]

@@ -66,11 +66,15 @@ impl Caller {
         Active(self.clone())
     }
 
+    fn is_active(&self) -> bool {
+        self.0.active.load(Ordering::Acquire) > 0
+    }
+
     /// When the connection has been idle for too long, as things stand.
     fn idle_deadline(&self, limits: &Limits) -> Instant {
         if self.0.requests.load(Ordering::Relaxed) == 0 {
             self.0.opened + limits.first_head
-        } else if self.0.active.load(Ordering::Acquire) > 0 {
+        } else if self.is_active() {
             Instant::now() + limits.keep_alive
         } else {
             let since = Duration::from_millis(self.0.idle_since_ms.load(Ordering::Acquire));
@@ -118,19 +122,42 @@ pub async fn serve(relay: Arc<Relay>, stream: TcpStream, address: SocketAddr, pe
     let builder = builder(&relay.config.limits);
     let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), service));
     let mut draining = false;
+    let mut peer_closed = false;
     loop {
         tokio::select! {
-            // An error is the caller's: it left, or it does not speak HTTP.
-            _ = connection.as_mut() => return,
+            ended = connection.as_mut() => {
+                // An error is the caller's: it left, or it does not speak HTTP as it should.
+                if let Some(reason) = ended.err().and_then(|error| head_error(error.as_ref())) {
+                    tracing::info!(peer = %address, reason, "refused");
+                }
+                return;
+            }
             () = caller.idle(&relay.config.limits) => return,
             // hyper only sees a caller leave where it reads, which it does not while an upload waits for room.
-            () = socket::closed_by_peer(&stream) => return,
+            () = socket::closed_by_peer(&stream), if !peer_closed => {
+                if caller.is_active() {
+                    return;
+                }
+                peer_closed = true;
+            }
             () = relay.shutdown.draining(), if !draining => {
                 draining = true;
                 connection.as_mut().graceful_shutdown();
             }
             () = relay.shutdown.ended() => return,
         }
+    }
+}
+
+/// What was wrong with the head of a request, if that was what ended the connection.
+fn head_error(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    let error = error.downcast_ref::<hyper::Error>()?;
+    if error.is_parse_too_large() {
+        Some("request head too large")
+    } else if error.is_parse() {
+        Some("request head malformed")
+    } else {
+        None
     }
 }
 

@@ -92,7 +92,7 @@ async fn a_bad_token_is_refused_with_its_reason_in_the_log_and_nothing_secret() 
             "wrong algorithm",
         ),
         (sign(hs256, r#"{"scope":"api"}"#, SECRET), "without a proper user"),
-        ("t".repeat(50_000), "too long"),
+        ("t".repeat(20_000), "too long"),
         ("garbage".to_owned(), "malformed"),
     ] {
         log.0.lock().unwrap().clear();
@@ -112,10 +112,13 @@ async fn a_bad_token_is_refused_with_its_reason_in_the_log_and_nothing_secret() 
     let mut nobody = Caller::connect(relay.address, "").await;
     assert_eq!(nobody.get("/api/tags").await.status(), 401);
     // Longer than any head may be.
+    log.0.lock().unwrap().clear();
     let mut caller = Caller::connect(relay.address, &"t".repeat(100 * 1024)).await;
     if let Ok(response) = within("an answer", caller.try_send(crate::harness::get("/api/tags"))).await {
         assert_eq!(response.status(), 431);
     }
+    until("the reason in the log", || log.text().contains("request head")).await;
+    assert!(!log.text().contains("tttt"), "the token is in the log");
 }
 
 #[tokio::test]
