@@ -35,18 +35,11 @@ pub fn create_private(path: &Path, content: &[u8]) -> io::Result<()> {
 /// # Errors
 /// The system's.
 pub fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.new", std::process::id()));
-    let fresh = path.with_file_name(name);
-    create_private(&fresh, content)
-        .and_then(|()| fs::rename(&fresh, path))
-        .inspect_err(|_| {
-            // Nothing can be done about a leftover.
-            let _ = fs::remove_file(&fresh);
-        })
+    make_beside(path, content, |fresh| fs::rename(fresh, path))
 }
 
-/// Reads a file, or makes it first of `content`; another process that makes it at the same time wins or loses, both read the same.
+/// Reads a file, or makes it first of `content`; another process that makes it at the same time wins or loses, both read the
+/// same.
 ///
 /// # Errors
 /// The system's.
@@ -59,17 +52,24 @@ pub fn read_or_create(path: &Path, content: impl FnOnce() -> io::Result<Vec<u8>>
         make_private_folder(folder)?;
     }
     // Made whole under another name first: nobody must read half of it.
+    make_beside(path, &content()?, |fresh| match fs::hard_link(fresh, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        linked => linked,
+    })?;
+    fs::read(path)
+}
+
+/// Writes the content under a name beside `path`, hands that to `place`, and leaves nothing behind.
+fn make_beside(path: &Path, content: &[u8], place: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.new", std::process::id()));
     let fresh = path.with_file_name(name);
-    create_private(&fresh, &content()?)?;
-    let linked = fs::hard_link(&fresh, path);
-    let removed = fs::remove_file(&fresh);
-    match linked {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => removed?,
-    }
-    fs::read(path)
+    // What a process with the same number left when it crashed, as in a container, stands in nobody's way.
+    let _ = fs::remove_file(&fresh);
+    let placed = create_private(&fresh, content).and_then(|()| place(&fresh));
+    // Renamed, it is gone already.
+    let _ = fs::remove_file(&fresh);
+    placed
 }
 
 #[cfg(test)]
@@ -82,6 +82,8 @@ mod tests {
         let path = folder.path().join("a/b/secret");
         assert_eq!(read_or_create(&path, || Ok(b"one".to_vec())).unwrap(), b"one");
         assert_eq!(read_or_create(&path, || Ok(b"two".to_vec())).unwrap(), b"one");
+        let leftover = path.with_file_name(format!("secret.{}.new", std::process::id()));
+        fs::write(&leftover, "half").unwrap();
         replace_private(&path, b"three").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"three");
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);

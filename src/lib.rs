@@ -9,6 +9,7 @@ pub mod cmd;
 pub mod demo;
 pub mod files;
 pub mod platform;
+pub mod random;
 pub mod relay;
 pub mod shutdown;
 pub mod telemetry;

@@ -1,6 +1,7 @@
 //! The log: on standard error, as text for people or as JSON for machines; above a status line where one is shown.
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::MultiProgress;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -17,8 +18,16 @@ pub enum LogFormat {
     Json,
 }
 
+static FOR_PEOPLE: AtomicBool = AtomicBool::new(true);
+
+/// Whether people read what this process says.
+pub fn is_for_people() -> bool {
+    FOR_PEOPLE.load(Ordering::Relaxed)
+}
+
 /// Starts the log. `verbosity`: 0 as usual, above it more, below it warnings only. Lines go above the status lines of `above`.
 pub fn start(format: LogFormat, verbosity: i8, above: &MultiProgress) {
+    FOR_PEOPLE.store(format == LogFormat::Pretty, Ordering::Relaxed);
     let level = match verbosity {
         i8::MIN..=-1 => LevelFilter::WARN,
         0 => LevelFilter::INFO,

@@ -104,14 +104,15 @@ impl Credential {
         let claims = Claims::peek(self.current()?)?;
         let (issued, end) = (claims.iat?, claims.exp?);
         let third = end.checked_sub(issued)? / 3;
-        Some(UNIX_EPOCH + Duration::from_secs(end - third))
+        UNIX_EPOCH.checked_add(Duration::from_secs(end - third))
     }
 
     fn announce(&mut self, now: SystemTime) {
         let end = self.current().and_then(Claims::peek).and_then(|claims| claims.exp);
-        let left = end.and_then(|end| (UNIX_EPOCH + Duration::from_secs(end)).duration_since(now).ok());
-        // One that will be renewed when its time has come is nothing to worry about.
-        let renewable = self.renewal_time().is_some_and(|renewal| renewal > now);
+        let end = end.and_then(|end| UNIX_EPOCH.checked_add(Duration::from_secs(end)));
+        let left = end.and_then(|end| end.duration_since(now).ok());
+        // One that will be renewed when its time has come, and did not fail to be, is nothing to worry about.
+        let renewable = self.renewal_time().is_some() && self.next_try.is_none();
         let told = renewable
             || self
                 .announced

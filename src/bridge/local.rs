@@ -3,7 +3,6 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -21,9 +20,6 @@ use super::upstream::Upstream;
 use crate::transport::headers::{self, X_REQUEST_ID};
 use crate::transport::path::normalise;
 use crate::transport::{Body, BoxError, Exchange, ExchangeError, upgrade};
-
-/// An upgraded connection in which nothing moves for so long is closed.
-const UPGRADED_IDLE: Duration = Duration::from_secs(15 * 60);
 
 /// Answers the relay's requests.
 pub struct Local {
@@ -145,13 +141,12 @@ fn switch(
     response: &mut Response<Body>,
     record: Record,
 ) -> Result<(), ExchangeError> {
-    let near = near.ok_or_else(|| ExchangeError::Protocol("it switched protocols unasked".into()))?;
-    let far = upgrade::of_response(response);
-    headers::remove_hop_by_hop(response.headers_mut(), true);
-    headers::remove_tunnel(response.headers_mut());
+    let (near, far) = upgrade::switch(near, response)
+        .ok_or_else(|| ExchangeError::Protocol("it switched protocols unasked".into()))?;
     tokio::spawn(async move {
         // How an upgraded connection ends is between caller and local server.
-        let _ = upgrade::join(near, far, UPGRADED_IDLE).await;
+        // How long it may be idle is the relay's to say.
+        let _ = upgrade::join(near, far, None).await;
         drop(record);
     });
     Ok(())
@@ -176,9 +171,7 @@ impl Record {
             Err(error) => tracing::info!(id, ms, "{method} {path}: {error}"),
         }
     }
-}
 
-impl Record {
     fn log_broken(&self, error: &BoxError) {
         let id = self.id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or("-");
         tracing::info!(id, "{} {}: the local server broke off: {error}", self.method, self.path);

@@ -14,7 +14,7 @@ pub mod status;
 pub mod upstream;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
@@ -27,6 +27,7 @@ use self::local::Local;
 use self::network::{Change, Network};
 use self::status::{Phase, Status};
 use self::upstream::Upstream;
+use crate::random;
 use crate::shutdown::Shutdown;
 use crate::transport::Exchange;
 use crate::transport::dial::{DialError, Dialer, RelayUrl, Stream};
@@ -55,6 +56,9 @@ pub enum Stopped {
     /// There is no token to be had.
     #[error(transparent)]
     NoToken(#[from] TokenError),
+    /// The system gives no random numbers.
+    #[error("no random numbers to be had: {0}")]
+    NoRandom(#[from] std::io::Error),
     /// Another process has the same identity.
     #[error("another 'tunnel bridge' with the same state folder took over; give each its own with --state-dir")]
     Replaced,
@@ -81,7 +85,7 @@ pub async fn run(config: Config, status: Arc<Status>, shutdown: Shutdown) -> Res
     let local = Arc::new(Local::new(policy, upstream, Arc::clone(&status)));
     let identity = Who {
         client_id,
-        instance: random_name(),
+        instance: random::name()?,
         name,
         priority,
         ephemeral,
@@ -113,14 +117,6 @@ pub async fn run(config: Config, status: Arc<Status>, shutdown: Shutdown) -> Res
         () = shutdown.ended() => {}
     }
     Ok(())
-}
-
-/// A name nobody else has: 128 random bits.
-pub fn random_name() -> String {
-    let mut bytes = [0; 16];
-    // Without random numbers there is no TLS either, and this process would not be here.
-    let _ = aws_lc_rs::rand::fill(&mut bytes);
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 struct Who {
@@ -212,7 +208,7 @@ impl Bridge {
         } else {
             tracing::warn!("not connected: {why}; trying again and again");
         }
-        self.status.enter(Phase::Waiting { why, wait });
+        self.status.enter(Phase::Waiting { why });
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             change = self.network.changed(resolving) => {
@@ -287,7 +283,6 @@ impl Bridge {
         self.status.enter(Phase::Connected {
             name: connected.name.clone(),
             transport: "ws",
-            since: SystemTime::now(),
         });
         loop {
             let next = tokio::select! {
@@ -331,16 +326,11 @@ impl Bridge {
         Next::Beside
     }
 
-    /// Asks the relay for no more work, lets what is in flight finish, and says goodbye.
+    /// Asks the relay for no more work; it says goodbye once everything in flight, and on its way here, is finished.
     async fn drain(&mut self) {
-        let Some(mux) = self.current.take() else {
-            return;
-        };
-        mux.send_text(Control::Drain.to_text());
-        while self.status.figures().in_flight > 0 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+        if let Some(mux) = self.current.take() {
+            mux.send_text(Control::Drain.to_text());
         }
-        mux.close(close::GOING_AWAY, "the bridge stops");
         while self.links.join_next().await.is_some() {}
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -17,15 +17,11 @@ pub enum Phase {
         name: String,
         /// The transport's name.
         transport: &'static str,
-        /// Since when.
-        since: SystemTime,
     },
     /// Not connected, and waiting to try again.
     Waiting {
         /// Why, in a sentence.
         why: String,
-        /// For how long, at most.
-        wait: Duration,
     },
 }
 

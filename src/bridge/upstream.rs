@@ -9,7 +9,7 @@ use http::header::HOST;
 use http::{HeaderMap, HeaderValue, Request, Response, Uri};
 
 use crate::transport::dial::{BaseUrl, Dialer};
-use crate::transport::http1::{self, Connection, Pool};
+use crate::transport::http1::{Connection, Pool};
 use crate::transport::{Body, Exchange, ExchangeError, expect};
 
 /// Connections kept for the next request. Some local servers close theirs after five seconds, so ours go earlier: a request
@@ -55,18 +55,8 @@ impl Upstream {
         for (name, value) in &self.extra {
             request.headers_mut().insert(name, value.clone());
         }
-        let mut request = expect::hold_body(request);
-        loop {
-            let (connection, fresh) = match self.pool.take() {
-                Some(connection) => (connection, false),
-                None => (self.connect().await?, true),
-            };
-            let home = Arc::downgrade(&self.pool);
-            match http1::exchange(connection, home, request).await {
-                Err(ExchangeError::NotSent(unsent)) if !fresh => request = *unsent,
-                answered => return answered,
-            }
-        }
+        let request = expect::hold_body(request);
+        self.pool.exchange(request, || self.connect()).await
     }
 
     async fn connect(&self) -> Result<Connection, ExchangeError> {

@@ -12,11 +12,12 @@ use super::{Exit, Failure};
 use crate::bridge::config::{Config, TokenSource};
 use crate::bridge::policy::{Policy, Rule};
 use crate::bridge::status::{Phase, Status};
-use crate::bridge::{self, Stopped, random_name};
-use crate::files;
+use crate::bridge::{self, Stopped};
 use crate::shutdown::Shutdown;
 use crate::token::Secret;
 use crate::transport::dial::{BaseUrl, Dialer, RelayUrl};
+use crate::transport::{LONGEST_BRIDGE_NAME, is_bridge_name, is_bridge_name_character};
+use crate::{files, random};
 
 const EXAMPLE: &str = "\
 Example:
@@ -123,16 +124,16 @@ impl Args {
     }
 
     fn name(&self) -> Result<String, Failure> {
-        let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         match &self.name {
-            Some(name) if !name.is_empty() && name.len() <= 64 && name.chars().all(fits) => Ok(name.clone()),
+            Some(name) if is_bridge_name(name) => Ok(name.clone()),
             Some(name) => Err(Failure::usage(format!(
-                "--name '{}' cannot be used: 1 to 64 of the characters A-Z a-z 0-9 . _ -",
+                "--name '{}' cannot be used: 1 to {LONGEST_BRIDGE_NAME} of the characters A-Z a-z 0-9 . _ -",
                 name.escape_debug()
             ))),
             None => {
                 let host = gethostname::gethostname().to_string_lossy().into_owned();
-                let name: String = host.chars().map(|c| if fits(c) { c } else { '-' }).take(64).collect();
+                let fit = |c| if is_bridge_name_character(c) { c } else { '-' };
+                let name: String = host.chars().map(fit).take(LONGEST_BRIDGE_NAME).collect();
                 Ok(if name.is_empty() { "desktop".to_owned() } else { name })
             }
         }
@@ -147,7 +148,7 @@ impl Args {
                 .ok_or_else(|| Failure::usage("there is no home folder here: name one with --state-dir DIR"))?,
         };
         let path = folder.join("client-id");
-        let read = files::read_or_create(&path, || Ok(random_name().into_bytes())).with_context(|| {
+        let read = files::read_or_create(&path, || random::name().map(String::into_bytes)).with_context(|| {
             format!(
                 "cannot read or make {}; choose another folder with --state-dir",
                 path.display()
@@ -216,7 +217,8 @@ fn missing(what: &str) -> String {
 }
 
 fn read_headers(path: &Path) -> Result<HeaderMap, Failure> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::usage(format!("--upstream-header-file {}: {error}", path.display())))?;
     let mut headers = HeaderMap::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         // The value may be a secret: only the line's number is told.
@@ -262,7 +264,7 @@ pub(super) fn explain(stopped: Stopped) -> Failure {
             anyhow::anyhow!("{stopped}\nThe operator makes one with: tunnel relay token --user NAME"),
         ),
         Stopped::NoToken(_) => Failure::new(Exit::Usage, stopped),
-        Stopped::Replaced => Failure::new(Exit::Failed, stopped),
+        Stopped::Replaced | Stopped::NoRandom(_) => Failure::new(Exit::Failed, stopped),
     }
 }
 
@@ -279,7 +281,7 @@ async fn show(status: &Status, relay: &str, bars: &MultiProgress) -> std::conver
         before = figures.bytes;
         let head = match &*status.phase().borrow() {
             Phase::Connecting => format!("connecting to {relay}"),
-            Phase::Waiting { why, .. } => format!("not connected: {why}"),
+            Phase::Waiting { why } => format!("not connected: {why}"),
             Phase::Connected { name, transport, .. } => {
                 let round_trip = figures
                     .round_trip

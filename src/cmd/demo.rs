@@ -10,11 +10,12 @@ use tokio::net::TcpListener;
 
 use super::relay::{STOPPING, listen, warn_if_public};
 use super::{Failure, bridge as bridge_cmd, duration, print, tell};
+use crate::bridge;
 use crate::bridge::config::{Config as BridgeConfig, TokenSource};
 use crate::bridge::policy::Policy;
 use crate::bridge::status::{Phase, Status};
-use crate::bridge::{self, random_name};
 use crate::demo::{Demo, MODEL};
+use crate::random;
 use crate::relay::auth::Scopes;
 use crate::relay::auth::tokens::Tokens;
 use crate::relay::config::Config;
@@ -26,10 +27,6 @@ use crate::transport::{collect, empty};
 
 const OLLAMA: &str = "http://127.0.0.1:11434";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const BOTH: Scopes = Scopes {
-    bridge: true,
-    api: true,
-};
 
 /// The options of the demonstration.
 #[derive(Debug, clap::Args)]
@@ -60,8 +57,10 @@ pub(super) async fn run(args: DemoArgs, address: SocketAddr, config: Config) -> 
     let shutdown = Shutdown::new();
     tokio::spawn(shutdown.clone().on_signals(STOPPING));
     // Nothing of a demonstration is kept: the secret and the token are as long-lived as the process.
-    let tokens = Tokens::new(random_name().as_bytes());
-    let token = tokens.issue("demo", BOTH, None).context("cannot make a token")?;
+    let tokens = Tokens::new(random::name().context("cannot make a secret")?.as_bytes());
+    let token = tokens
+        .issue("demo", Scopes::BOTH, None)
+        .context("cannot make a token")?;
     let dialer = Dialer::new(None, CONNECT_TIMEOUT).context("cannot make connections")?;
     let (upstream, model) = match local_model(&dialer).await {
         Some(model) => (OLLAMA.to_owned(), model),
@@ -75,7 +74,7 @@ pub(super) async fn run(args: DemoArgs, address: SocketAddr, config: Config) -> 
         name: "demo".to_owned(),
         priority: 0,
         ephemeral: false,
-        client_id: random_name(),
+        client_id: random::name().context("cannot make an identity")?,
         upstream: upstream.parse().context("the model's address")?,
         upstream_headers: HeaderMap::new(),
         policy: Policy::new(false, Vec::new()),

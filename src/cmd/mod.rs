@@ -118,7 +118,11 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            tell(&format!("error: {:#}", failure.error));
+            if telemetry::is_for_people() {
+                tell(&format!("error: {:#}", failure.error));
+            } else {
+                tracing::error!("{:#}", failure.error);
+            }
             ExitCode::from(failure.exit as u8)
         }
     }
@@ -154,10 +158,13 @@ fn with_variable(arg: Arg) -> Arg {
     }
 }
 
-/// Says something to the person at the terminal, apart from the log and from what a command prints for others to read.
+/// Says something to the person at the terminal, apart from the log and from what a command prints for others to read; not
+/// where machines read the log.
 #[allow(clippy::print_stderr, reason = "standard error is where people are spoken to")]
 fn tell(words: &str) {
-    eprintln!("{words}");
+    if telemetry::is_for_people() {
+        eprintln!("{words}");
+    }
 }
 
 /// Prints a result.

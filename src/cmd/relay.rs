@@ -17,13 +17,20 @@ use crate::relay::auth::tokens::Tokens;
 use crate::relay::config::{Config, Limits};
 use crate::relay::{self, Relay};
 use crate::shutdown::Shutdown;
-use crate::{bridge, files};
+use crate::{files, random};
 
 const EXAMPLE: &str = "\
 Example:
   tunnel relay --listen 127.0.0.1:8080
   tunnel relay token --user ann";
 
+const TOKEN_EXAMPLE: &str = "\
+Examples:
+  tunnel relay token --user ann --scope bridge > bridge.token
+  tunnel relay token --user ann --scope api --expires 30d";
+
+/// Longer than anybody keeps a token; what lives longer is better said with never.
+const LONGEST_LIFE: Duration = Duration::from_secs(101 * 365 * 24 * 3600);
 /// What the first signal does.
 pub(super) const STOPPING: &str = "stopping; finishing what is in flight (once more to end at once)";
 /// Below this, a secret could be guessed (RFC 7518 §3.2).
@@ -35,8 +42,6 @@ const SHORTEST_SECRET: usize = 32;
 pub struct Args {
     #[command(subcommand)]
     command: Option<RelayCommand>,
-    #[command(flatten)]
-    secret: SecretArgs,
     /// Where to listen for callers and bridges
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = address)]
     listen: SocketAddr,
@@ -52,6 +57,8 @@ pub struct Args {
     /// Threads that carry requests; one is best until it is busy all the time
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     worker_threads: u16,
+    #[command(flatten)]
+    secret: SecretArgs,
     #[command(flatten)]
     limits: LimitArgs,
     #[command(flatten)]
@@ -108,6 +115,7 @@ struct LimitArgs {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = TOKEN_EXAMPLE)]
 struct TokenArgs {
     /// Whose token it is
     #[arg(long, value_name = "NAME")]
@@ -133,9 +141,9 @@ fn expiry(text: &str) -> Result<Expiry, String> {
         "never" => Ok(Expiry(None)),
         text => duration(text)
             .ok()
-            .filter(|life| *life >= Duration::from_secs(1))
+            .filter(|life| (Duration::from_secs(1)..=LONGEST_LIFE).contains(life))
             .map(|life| Expiry(Some(life)))
-            .ok_or_else(|| "write a time as in 90d or 12h, or never".to_owned()),
+            .ok_or_else(|| "write a time as in 90d or 12h, up to 100y, or never".to_owned()),
     }
 }
 
@@ -221,22 +229,22 @@ impl SecretArgs {
     /// Reads the secret; makes it first where there is none, unless its file was named.
     fn load(&self) -> Result<(Tokens, Option<PathBuf>), Failure> {
         let path = self.path()?;
-        let named = self.jwt_secret_file.is_some();
         let mut made = false;
-        let read = if named {
+        let content = if self.jwt_secret_file.is_some() {
             std::fs::read(&path)
+                .map_err(|error| Failure::usage(format!("--jwt-secret-file {}: {error}", path.display())))?
         } else {
             files::read_or_create(&path, || {
                 made = true;
                 new_secret()
             })
+            .with_context(|| {
+                format!(
+                    "cannot read or make the secret {} (another folder: --data-dir DIR)",
+                    path.display()
+                )
+            })?
         };
-        let content = read.with_context(|| {
-            format!(
-                "cannot read or make the secret {} (another folder: --data-dir DIR)",
-                path.display()
-            )
-        })?;
         let secret = content.trim_ascii();
         if secret.len() < SHORTEST_SECRET {
             return Err(Failure::usage(format!(
@@ -249,7 +257,7 @@ impl SecretArgs {
 }
 
 fn new_secret() -> io::Result<Vec<u8>> {
-    Ok(format!("{}{}\n", bridge::random_name(), bridge::random_name()).into_bytes())
+    Ok(format!("{}{}\n", random::name()?, random::name()?).into_bytes())
 }
 
 /// Runs the command.

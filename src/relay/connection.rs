@@ -19,6 +19,8 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use super::{Relay, config::Limits, handle};
 use crate::transport::socket;
 
+/// What one HTTP/2 stream may have unsent, octets.
+const HTTP2_SEND_BUFFER: usize = 32 * 1024;
 /// How long a connection is drained before it is closed: what a caller still sends while it does not yet read our answer.
 const LINGER: Duration = Duration::from_secs(5);
 /// A caller that sends nothing more for so long is not waited for.
@@ -175,7 +177,7 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(limits.head_size).unwrap_or(u32::MAX))
         .max_concurrent_streams(256)
-        .max_send_buf_size(limits.head_size)
+        .max_send_buf_size(HTTP2_SEND_BUFFER)
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(20));
     builder

@@ -79,7 +79,7 @@ pub async fn forward(
         return switch(relay, near, response, held);
     }
     let broken = is_http10.then(|| caller.broken());
-    Ok(incoming(response, |body| GuardedBody {
+    Ok(incoming(response, |body| HeldBody {
         body,
         activity,
         idle,
@@ -158,8 +158,7 @@ async fn call(
     wanted: Option<&str>,
     request: Request<Body>,
 ) -> Result<(Response<Body>, InFlight), Error> {
-    let deadline = Instant::now() + relay.config.wait_for_bridge;
-    let session = find(relay, user, wanted, deadline).await?;
+    let session = find(relay, user, wanted).await?;
     let spare = repeatable(&request);
     let limit = relay.config.limits.in_flight_per_bridge;
     let unsent = match call_session(&session, limit, request).await {
@@ -171,14 +170,15 @@ async fn call(
         },
         Err(error) => return Err(error.into()),
     };
-    let session = find(relay, user, wanted, deadline.max(Instant::now())).await?;
+    let session = find(relay, user, wanted).await?;
     Ok(call_session(&session, limit, unsent).await?)
 }
 
-async fn find(relay: &Relay, user: &Arc<str>, wanted: Option<&str>, deadline: Instant) -> Result<Arc<Session>, Error> {
+async fn find(relay: &Relay, user: &Arc<str>, wanted: Option<&str>) -> Result<Arc<Session>, Error> {
     if let Some(session) = relay.registry.pick(user, wanted) {
         return Ok(session);
     }
+    let deadline = Instant::now() + relay.config.wait_for_bridge;
     let found = relay.registry.await_bridge(user, wanted, deadline).await;
     found.ok_or_else(|| {
         if relay.shutdown.is_draining() {
@@ -218,7 +218,7 @@ fn repeatable(request: &Request<Body>) -> Option<Request<Body>> {
 }
 
 /// Makes the response that goes to the caller.
-fn incoming(response: Response<Body>, guard: impl FnOnce(Body) -> GuardedBody) -> Response<Body> {
+fn incoming(response: Response<Body>, guard: impl FnOnce(Body) -> HeldBody) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
     parts.version = Version::HTTP_11;
     headers::remove_hop_by_hop(&mut parts.headers, false);
@@ -242,9 +242,9 @@ fn switch(
     mut response: Response<Body>,
     held: Held,
 ) -> Result<Response<Body>, Error> {
-    let near = near.ok_or_else(|| Error::new(Code::BridgeGone, "the bridge switched protocols unasked"))?;
-    let far = upgrade::of_response(&mut response);
-    let idle = relay.config.limits.idle;
+    let (near, far) = upgrade::switch(near, &mut response)
+        .ok_or_else(|| Error::new(Code::BridgeGone, "the bridge switched protocols unasked"))?;
+    let idle = Some(relay.config.limits.idle);
     let shutdown = relay.shutdown.clone();
     relay.shutdown.tracker().spawn(async move {
         tokio::select! {
@@ -254,8 +254,6 @@ fn switch(
         }
         drop(held);
     });
-    headers::remove_hop_by_hop(response.headers_mut(), true);
-    headers::remove_tunnel(response.headers_mut());
     Ok(response)
 }
 
@@ -299,7 +297,7 @@ impl http_body::Body for MeteredBody {
 }
 
 /// A response body on its way to the caller: breaks when nothing moves for too long, and holds what the exchange holds.
-struct GuardedBody {
+struct HeldBody {
     // Dropped in this order: the stream is free again before the next exchange is let in.
     body: Body,
     activity: Activity,
@@ -309,7 +307,7 @@ struct GuardedBody {
     _held: Held,
 }
 
-impl http_body::Body for GuardedBody {
+impl http_body::Body for HeldBody {
     type Data = Bytes;
     type Error = BoxError;
 

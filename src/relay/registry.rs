@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::transport::{Ending, Link};
+use crate::transport::{Ending, LONGEST_BRIDGE_NAME, Link};
 
 /// For so long after it was lost, a bridge is expected back.
 const EXPECTED_BACK: Duration = Duration::from_secs(60);
@@ -355,7 +355,7 @@ impl User {
         let mut number = 2;
         while others.contains(&name.as_str()) {
             let suffix = format!("-{number}");
-            let kept = identity.name.len().min(64 - suffix.len());
+            let kept = identity.name.len().min(LONGEST_BRIDGE_NAME - suffix.len());
             name = format!("{}{suffix}", &identity.name[..kept]);
             number += 1;
         }

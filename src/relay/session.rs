@@ -25,7 +25,7 @@ use crate::transport::ws::control::Control;
 use crate::transport::ws::mux::{Driver, End, Event};
 use crate::transport::ws::relay::WsLink;
 use crate::transport::ws::socket::Socket;
-use crate::transport::{Body, Ending, Link, empty};
+use crate::transport::{Body, Ending, Link, empty, is_bridge_name};
 
 /// How long a fresh link may take to prove that a request crosses it.
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -124,13 +124,6 @@ fn read_identity(relay: &Relay, owner: &auth::Identity, headers: &HeaderMap) -> 
         priority,
         ephemeral: headers.get(names::TUNNEL_EPHEMERAL).is_some_and(|value| value == "1"),
     })
-}
-
-fn is_bridge_name(name: &str) -> bool {
-    (1..=64).contains(&name.len())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 fn text(headers: &HeaderMap, name: &HeaderName) -> Result<String, Error> {

@@ -383,3 +383,64 @@ impl AsyncWrite for Stream {
         either!(self, stream => stream.poll_shutdown(cx))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relays_url_is_understood_as_people_write_it() {
+        for (text, shown, path) in [
+            ("https://relay.example.com", "https://relay.example.com", "/ws/tunnel"),
+            ("https://relay.example.com/", "https://relay.example.com", "/ws/tunnel"),
+            (
+                "https://relay.example.com/api",
+                "https://relay.example.com",
+                "/ws/tunnel",
+            ),
+            (
+                "https://relay.example.com:443/api/",
+                "https://relay.example.com",
+                "/ws/tunnel",
+            ),
+            (
+                "http://relay:8080/below/it",
+                "http://relay:8080/below/it",
+                "/below/it/ws/tunnel",
+            ),
+            ("http://relay/below/api", "http://relay/below", "/below/ws/tunnel"),
+            ("http://[::1]:8080", "http://[::1]:8080", "/ws/tunnel"),
+        ] {
+            let url: RelayUrl = text.parse().unwrap();
+            assert_eq!(
+                (url.to_string().as_str(), url.path("/ws/tunnel").as_str()),
+                (shown, path),
+                "{text}"
+            );
+        }
+        for text in [
+            "",
+            "relay.example.com",
+            "ftp://relay",
+            "https://",
+            "http://a@relay",
+            "http://relay?x=1",
+        ] {
+            assert!(text.parse::<RelayUrl>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_this_machine_is_loopback() {
+        for (text, loopback) in [
+            ("http://localhost:1", true),
+            ("http://127.0.0.2", true),
+            ("http://[::1]", true),
+            ("http://127.0.0.1.example.com", false),
+            ("http://192.168.1.2", false),
+        ] {
+            let url: BaseUrl = text.parse().unwrap();
+            assert_eq!(url.origin().is_loopback(), loopback, "{text}");
+        }
+    }
+}

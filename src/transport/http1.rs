@@ -89,6 +89,31 @@ impl Pool {
         }
     }
 
+    /// Sends the request over a waiting connection, or over one that `open` makes. A waiting one may turn out closed: then the
+    /// request goes over the next, and a fresh one is the last try.
+    ///
+    /// # Errors
+    /// Those of [`exchange`] and of `open`.
+    pub async fn exchange<F>(
+        self: &Arc<Self>,
+        mut request: Request<Body>,
+        open: impl Fn() -> F + Send,
+    ) -> Result<Response<Body>, ExchangeError>
+    where
+        F: Future<Output = Result<Connection, ExchangeError>> + Send,
+    {
+        loop {
+            let (connection, fresh) = match self.take() {
+                Some(connection) => (connection, false),
+                None => (open().await?, true),
+            };
+            match exchange(connection, Arc::downgrade(self), request).await {
+                Err(ExchangeError::NotSent(unsent)) if !fresh => request = *unsent,
+                answered => return answered,
+            }
+        }
+    }
+
     fn put(&self, mut connection: Connection) {
         if !connection.is_reusable() {
             return;

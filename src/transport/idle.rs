@@ -19,7 +19,7 @@ struct Inner {
 }
 
 impl Activity {
-    /// Something happens now.
+    /// Begins with something that happens now.
     pub fn begin() -> Self {
         Self(Arc::new(Inner {
             start: Instant::now(),

@@ -51,6 +51,19 @@ pub trait Link: Exchange {
     fn end(&self, ending: Ending);
 }
 
+/// The longest name of a bridge, characters.
+pub const LONGEST_BRIDGE_NAME: usize = 64;
+
+/// Whether a bridge's name may have this character (protocol.md section 2).
+pub fn is_bridge_name_character(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+}
+
+/// Whether a bridge may have this name.
+pub fn is_bridge_name(name: &str) -> bool {
+    (1..=LONGEST_BRIDGE_NAME).contains(&name.len()) && name.chars().all(is_bridge_name_character)
+}
+
 /// Why the relay ends a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {

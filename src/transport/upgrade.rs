@@ -10,7 +10,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 
-use super::headers::is_upgrade;
+use super::headers::{self, is_upgrade};
 use super::idle::{Activity, IdleLimit};
 
 /// The connection of a request that asks for an upgrade, to be had once it is answered with 101.
@@ -18,25 +18,34 @@ pub fn of_request<B>(request: &mut Request<B>) -> Option<OnUpgrade> {
     is_upgrade(request.headers()).then(|| hyper::upgrade::on(request))
 }
 
-/// The connection of a 101 response.
-pub fn of_response<B>(response: &mut Response<B>) -> OnUpgrade {
-    hyper::upgrade::on(response)
+/// Makes a 101 response ready to be passed on, and gives both connections to [`join`]; none if nobody asked for an upgrade.
+pub fn switch<B>(near: Option<OnUpgrade>, response: &mut Response<B>) -> Option<(OnUpgrade, OnUpgrade)> {
+    let far = hyper::upgrade::on(&mut *response);
+    headers::remove_hop_by_hop(response.headers_mut(), true);
+    headers::remove_tunnel(response.headers_mut());
+    near.map(|near| (near, far))
 }
 
-/// Carries bytes both ways until both sides are done, one breaks, or nothing moves for `idle`.
+/// Carries bytes both ways until both sides are done, one breaks, or nothing moves for `idle`, if that is limited.
 ///
 /// # Errors
 /// The error of the side that broke; `TimedOut` past the idle limit.
-pub async fn join(near: OnUpgrade, far: OnUpgrade, idle: Duration) -> io::Result<()> {
+pub async fn join(near: OnUpgrade, far: OnUpgrade, idle: Option<Duration>) -> io::Result<()> {
     let (near, far) = futures_util::future::try_join(near, far)
         .await
         .map_err(io::Error::other)?;
     let activity = Activity::begin();
     let mut near = Watched::new(near, activity.clone());
     let mut far = Watched::new(far, activity.clone());
+    let limit = async {
+        match idle {
+            Some(idle) => IdleLimit::new(activity, idle).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         copied = copy_bidirectional(&mut near, &mut far) => copied.map(|_| ()),
-        () = IdleLimit::new(activity, idle) => Err(io::ErrorKind::TimedOut.into()),
+        () = limit => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 

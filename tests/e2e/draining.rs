@@ -7,7 +7,7 @@ use tunnel::transport::full;
 
 use crate::harness::caller::Raw;
 use crate::harness::{
-    Caller, Path, TestBridge, TestRelay, Upstream, chunk, on_each_transport, ready, text, until, within,
+    Caller, ChaosProxy, Path, TestBridge, TestRelay, Upstream, chunk, on_each_transport, ready, text, until,
 };
 
 on_each_transport! {
@@ -78,6 +78,23 @@ on_each_transport! {
         drop(bridge);
     }
 
+    async fn a_bridge_that_stops_answers_what_was_on_its_way(transport: Transport) {
+        let relay = TestRelay::start().await;
+        let upstream = Upstream::scripted().await;
+        let proxy = ChaosProxy::to(relay.address, Duration::from_millis(60)).await;
+        let bridge = TestBridge::between(proxy.address, upstream.address).transport(transport).start().await;
+        ready(&relay, "ann").await;
+        let token = relay.token("ann");
+        let mut caller = Caller::connect(relay.address, &token).await;
+        let sending = tokio::spawn(async move { caller.post("/api/chat", "{}").await });
+        let session = relay.relay.registry.pick("ann", None).unwrap();
+        until("the request to be on its way", || session.in_flight() == 1).await;
+        bridge.shutdown.drain();
+        upstream.next().await.finish(Response::new(full("in time")));
+        assert_eq!(text(sending.await.unwrap()).await, "in time");
+        bridge.stopped().await.unwrap();
+    }
+
     async fn a_bridge_that_stops_lets_its_streams_finish_and_gets_no_more(transport: Transport) {
         let path = Path::scripted(transport).await;
         let mut caller = path.caller().await;
@@ -104,23 +121,17 @@ async fn a_draining_relay_is_alive_and_not_ready_and_closes_connections() {
     let mut caller = path.caller().await;
     assert_eq!(caller.get("/readyz").await.status(), 200);
     let mut raw = Raw::connect(path.relay.address).await;
-    // Half a request: the connection counts as busy and is still served.
-    raw.send(format!(
-        "POST /api/chat HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer {}\r\n",
-        path.token
-    ))
-    .await;
-    let mut busy = path.caller().await;
-    let sending = tokio::spawn(async move { text(busy.post("/api/chat", "{}").await).await });
+    let token = &path.token;
+    let head =
+        format!("POST /api/chat HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer {token}\r\nContent-Length: 2\r\n\r\n");
+    raw.send(head).await;
     let call = path.upstream.next().await;
     path.relay.shutdown.drain();
-    raw.send("Content-Length: 2\r\n\r\n{}").await;
-    let late = path.upstream.next();
-    let late = within("the late request", late).await;
-    late.finish(Response::new(full("late")));
+    assert_eq!(tunnel::relay::own::ready(&path.relay.relay).status(), 503);
+    assert_eq!(tunnel::relay::own::health().status(), 200);
+    raw.send("{}").await;
+    call.finish(Response::new(full("late")));
     let answer = raw.until("late").await;
     assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
-    call.finish(Response::new(full("done")));
-    assert_eq!(sending.await.unwrap(), "done");
     path.relay.stopped().await;
 }

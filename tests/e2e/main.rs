@@ -14,6 +14,7 @@ mod cors;
 mod desktops;
 mod draining;
 mod early;
+mod encryption;
 mod hostile;
 mod integrity;
 mod isolation;

@@ -20,8 +20,6 @@ pub struct Identity {
     pub user: Arc<str>,
     /// What the credential is good for.
     pub scopes: Scopes,
-    /// The token's id (`jti`), if it has one.
-    pub token_id: Option<Arc<str>>,
     /// When it was issued, seconds since 1970.
     pub issued: Option<u64>,
     /// When it ends, seconds since 1970; never, if none.
@@ -38,6 +36,12 @@ pub struct Scopes {
 }
 
 impl Scopes {
+    /// Good for both.
+    pub const BOTH: Self = Self {
+        bridge: true,
+        api: true,
+    };
+
     /// Reads a `scope` claim; one that names none of ours has both.
     pub fn parse(text: Option<&str>) -> Self {
         let has = |name| text.is_some_and(|text| text.split(' ').any(|scope| scope == name));
@@ -45,10 +49,7 @@ impl Scopes {
         if bridge || api {
             Self { bridge, api }
         } else {
-            Self {
-                bridge: true,
-                api: true,
-            }
+            Self::BOTH
         }
     }
 }
@@ -200,13 +201,9 @@ mod tests {
 
     #[test]
     fn a_token_that_names_none_of_our_scopes_has_both() {
-        let both = Scopes {
-            bridge: true,
-            api: true,
-        };
-        assert_eq!(Scopes::parse(None), both);
-        assert_eq!(Scopes::parse(Some("openid email")), both);
-        assert_eq!(Scopes::parse(Some("api bridge")), both);
+        assert_eq!(Scopes::parse(None), Scopes::BOTH);
+        assert_eq!(Scopes::parse(Some("openid email")), Scopes::BOTH);
+        assert_eq!(Scopes::parse(Some("api bridge")), Scopes::BOTH);
         let api = Scopes {
             bridge: false,
             api: true,

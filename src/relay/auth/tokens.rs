@@ -112,7 +112,7 @@ impl Tokens {
             sub: user.to_owned(),
             iat: Some(now),
             nbf: None,
-            exp: life.map(|life| now + life.as_secs()),
+            exp: life.map(|life| now.saturating_add(life.as_secs())),
             jti: Some(URL_SAFE_NO_PAD.encode(id)),
             scope: Some(scopes.to_string()),
         };
@@ -130,7 +130,7 @@ impl Tokens {
             .expires
             .map(|end| Duration::from_secs(end.saturating_sub(identity.issued.unwrap_or_else(now)).max(1)));
         let token = self.issue(&identity.user, identity.scopes, life)?;
-        Ok((token, life.map(|life| now() + life.as_secs())))
+        Ok((token, life.map(|life| now().saturating_add(life.as_secs()))))
     }
 
     /// Checks a token and tells whose it is.
@@ -165,7 +165,6 @@ impl Tokens {
         Ok(Identity {
             user: claims.sub.into(),
             scopes: Scopes::parse(claims.scope.as_deref()),
-            token_id: claims.jti.map(Into::into),
             issued: claims.iat,
             expires: claims.exp,
         })
@@ -219,10 +218,7 @@ pub fn now() -> u64 {
 mod tests {
     use super::*;
 
-    const BOTH: Scopes = Scopes {
-        bridge: true,
-        api: true,
-    };
+    const BOTH: Scopes = Scopes::BOTH;
 
     fn tokens() -> Tokens {
         Tokens::new(&[7; 32])

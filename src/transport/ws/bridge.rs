@@ -54,8 +54,6 @@ pub struct Hello {
 /// What the relay answered.
 #[derive(Debug, Clone)]
 pub struct Welcome {
-    /// The bridge's id at this relay.
-    pub bridge_id: String,
     /// The name it got.
     pub name: String,
 }
@@ -114,7 +112,6 @@ pub async fn connect(
     let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
     let mut response = check(response, &key).await?;
     let welcome = Welcome {
-        bridge_id: text(response.headers(), &names::TUNNEL_BRIDGE_ID).unwrap_or_default(),
         name: text(response.headers(), &names::TUNNEL_BRIDGE_NAME).unwrap_or(hello.name.clone()),
     };
     let streams = text(response.headers(), &names::TUNNEL_MAX_IN_FLIGHT)

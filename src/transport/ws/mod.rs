@@ -31,8 +31,6 @@ pub mod close {
     pub const GOING_AWAY: u16 = 1001;
     /// A rule of `tunnel.v1` was broken.
     pub const PROTOCOL: u16 = 1002;
-    /// Binary where only text may be.
-    pub const UNSUPPORTED: u16 = 1003;
     /// Too many control messages.
     pub const POLICY: u16 = 1008;
     /// The token ended, or was revoked.

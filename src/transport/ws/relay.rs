@@ -15,7 +15,7 @@ use super::mux::{self, Driver, Mux};
 use super::socket::Socket;
 use super::streams::Side;
 use super::{READY_PATH, TUNING, close};
-use crate::transport::http1::{self, Connection, Pool};
+use crate::transport::http1::{Connection, Pool};
 use crate::transport::{Body, Ending, Exchange, ExchangeError, Link, accept, empty, expect};
 
 /// The relay's handle to one bridge that is connected over WebSocket.
@@ -55,20 +55,8 @@ impl WsLink {
 
     async fn exchange(&self, request: Request<Body>) -> Result<Response<Body>, ExchangeError> {
         self.mux.check_life();
-        let mut request = expect::hold_body(request);
-        // Every kept stream may turn out closed; a fresh one is the last try.
-        loop {
-            let (connection, fresh) = match self.pool.take() {
-                Some(connection) => (connection, false),
-                None => (self.open().await?, true),
-            };
-            let home = Arc::downgrade(&self.pool);
-            match http1::exchange(connection, home, request).await {
-                Err(ExchangeError::NotSent(unsent)) if !fresh => request = *unsent,
-                Ok(response) => return accept(response),
-                Err(error) => return Err(error),
-            }
-        }
+        let request = expect::hold_body(request);
+        accept(self.pool.exchange(request, || self.open()).await?)
     }
 
     async fn open(&self) -> Result<Connection, ExchangeError> {

@@ -1,6 +1,7 @@
 //! A bridge in this process.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,8 @@ use tokio::task::JoinHandle;
 use tunnel::bridge::config::{Config, TokenSource};
 use tunnel::bridge::policy::Policy;
 use tunnel::bridge::status::{Phase, Status};
-use tunnel::bridge::{self, Stopped, random_name};
+use tunnel::bridge::{self, Stopped};
+use tunnel::random;
 use tunnel::shutdown::Shutdown;
 use tunnel::token::Secret;
 use tunnel::transport::dial::Dialer;
@@ -29,8 +31,9 @@ pub(crate) struct TestBridge {
 
 /// A bridge that is not started yet.
 pub(crate) struct Plan {
-    relay: SocketAddr,
-    upstream: SocketAddr,
+    relay: String,
+    upstream: String,
+    ca_file: Option<PathBuf>,
     user: String,
     token: Option<TokenSource>,
     name: String,
@@ -48,12 +51,13 @@ impl TestBridge {
 
     pub(crate) fn between(relay: SocketAddr, upstream: SocketAddr) -> Plan {
         Plan {
-            relay,
-            upstream,
+            relay: format!("http://{relay}"),
+            upstream: format!("http://{upstream}"),
+            ca_file: None,
             user: "ann".to_owned(),
             token: None,
             name: "box".to_owned(),
-            client_id: random_name(),
+            client_id: random::name().unwrap(),
             priority: 0,
             ephemeral: false,
             manage: false,
@@ -98,6 +102,21 @@ impl TestBridge {
 impl Plan {
     pub(crate) fn transport(self, transport: Transport) -> Self {
         let Transport::Ws = transport;
+        self
+    }
+
+    pub(crate) fn relay_url(mut self, url: String) -> Self {
+        self.relay = url;
+        self
+    }
+
+    pub(crate) fn upstream_url(mut self, url: String) -> Self {
+        self.upstream = url;
+        self
+    }
+
+    pub(crate) fn ca_file(mut self, path: PathBuf) -> Self {
+        self.ca_file = Some(path);
         self
     }
 
@@ -155,16 +174,16 @@ impl Plan {
             .unwrap_or_else(|| TokenSource::Given(Secret::new(&super::relay::token_for(&self.user, "bridge api"))));
         let rules = self.rules.iter().map(|rule| rule.parse().unwrap()).collect();
         let config = Config {
-            relay: format!("http://{}", self.relay).parse().unwrap(),
+            relay: self.relay.parse().unwrap(),
             token,
             name: self.name,
             priority: self.priority,
             ephemeral: self.ephemeral,
             client_id: self.client_id,
-            upstream: format!("http://{}", self.upstream).parse().unwrap(),
+            upstream: self.upstream.parse().unwrap(),
             upstream_headers: HeaderMap::new(),
             policy: Policy::new(self.manage, rules),
-            dialer: Dialer::new(None, Duration::from_secs(5)).unwrap(),
+            dialer: Dialer::new(self.ca_file.as_deref(), Duration::from_secs(5)).unwrap(),
         };
         let status = Arc::new(Status::default());
         let shutdown = Shutdown::new();
