@@ -4,6 +4,8 @@
 use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(250);
+/// Longer than this nobody is obeyed: what answers may be a captive portal.
+const MOST_ASKED: Duration = Duration::from_secs(600);
 const MOST: Duration = Duration::from_secs(4);
 
 /// Waits that grow with each failure.
@@ -22,7 +24,7 @@ impl Backoff {
     pub fn next(&mut self, asked: Option<Duration>) -> Duration {
         let bound = FIRST.saturating_mul(1 << self.failures.min(16)).min(MOST);
         self.failures = self.failures.saturating_add(1);
-        bound.mul_f64(random_fraction()) + asked.unwrap_or_default()
+        bound.mul_f64(random_fraction()) + asked.unwrap_or_default().min(MOST_ASKED)
     }
 }
 
@@ -47,6 +49,14 @@ mod tests {
             let mut backoff = Backoff { failures };
             let wait = backoff.next(Some(asked));
             prop_assert!(wait >= asked && wait <= asked + MOST);
+        }
+    }
+
+    #[test]
+    fn nobody_makes_a_bridge_wait_for_years() {
+        let mut backoff = Backoff { failures: 16 };
+        for _ in 0..50 {
+            assert!(backoff.next(Some(Duration::MAX)) <= MOST_ASKED + MOST);
         }
     }
 

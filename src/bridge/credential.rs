@@ -7,6 +7,8 @@ use http::header::{AUTHORIZATION, HOST};
 use http::{Request, StatusCode};
 
 use super::config::TokenSource;
+use tokio::time::Instant;
+
 use crate::files;
 use crate::token::{Claims, Secret};
 use crate::transport::dial::{Dialer, RelayUrl};
@@ -16,6 +18,8 @@ use crate::transport::{collect, empty};
 /// Before its end, a token that could not be renewed is announced.
 const ANNOUNCED: Duration = Duration::from_secs(14 * 24 * 3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Between two renewals.
+const PAUSE: Duration = Duration::from_secs(60);
 /// After a renewal that failed.
 const RETRY: Duration = Duration::from_secs(600);
 /// How long the relay may take to renew.
@@ -45,7 +49,10 @@ pub struct Credential {
     read: Option<Secret>,
     /// What the relay gave since, where the source could not keep it.
     renewed: Option<Secret>,
+    /// After a failure.
     next_try: Option<SystemTime>,
+    /// Not before this, whatever the clock says: a desktop's clock may be hours off.
+    not_before: Option<Instant>,
     announced: Option<SystemTime>,
 }
 
@@ -57,6 +64,7 @@ impl Credential {
             read: None,
             renewed: None,
             next_try: None,
+            not_before: None,
             announced: None,
         }
     }
@@ -94,7 +102,10 @@ impl Credential {
             match wait {
                 // The wall clock may be set meanwhile: look again every minute.
                 Ok(wait) if !wait.is_zero() => tokio::time::sleep(wait.min(Duration::from_secs(60))).await,
-                _ => return,
+                _ => match self.not_before.filter(|at| *at > Instant::now()) {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => return,
+                },
             }
         }
     }
@@ -131,6 +142,7 @@ impl Credential {
     /// Asks the relay for a fresh token and keeps it. Returns it if there is one.
     pub async fn renew(&mut self, dialer: &Dialer, relay: &RelayUrl) -> Option<Secret> {
         let current = self.current()?.clone();
+        self.not_before = Some(Instant::now() + PAUSE);
         match tokio::time::timeout(TIMEOUT, request(dialer, relay, &current)).await {
             Ok(Ok(fresh)) => {
                 self.keep(fresh.clone());
@@ -151,6 +163,10 @@ impl Credential {
         self.next_try = None;
         self.announced = None;
         if let TokenSource::File(path) = &self.source {
+            if read_file(path).ok() != self.read {
+                // Somebody put another one there meanwhile: that one counts, at the next connect.
+                return;
+            }
             match files::replace_private(path, format!("{}\n", fresh.expose()).as_bytes()) {
                 Ok(()) => {
                     self.read = Some(fresh);

@@ -44,6 +44,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 const OLDER_LINKS: usize = 4;
 /// How long a bridge that stops lets its exchanges finish.
 const GRACE: Duration = Duration::from_secs(30);
+/// A link that was left sooner than this was no success.
+const SHORT: Duration = Duration::from_secs(1);
 /// A link that lived so long was a success: the next wait is a short one again.
 const STABLE: Duration = Duration::from_secs(10);
 
@@ -173,7 +175,14 @@ impl Bridge {
             let began = Instant::now();
             let (why, wait, resolving) = match self.connect_once().await {
                 Ok(connected) => match self.live(connected).await {
-                    Ok(Next::Beside) => continue,
+                    Ok(Next::Beside) => {
+                        if began.elapsed() < SHORT {
+                            // A relay that sends every bridge away at once is not asked again and again.
+                            let wait = self.backoff.next(None);
+                            tokio::time::sleep(wait).await;
+                        }
+                        continue;
+                    }
                     Ok(Next::Anew(why)) => {
                         if began.elapsed() >= STABLE {
                             self.backoff.reset();
@@ -286,28 +295,36 @@ impl Bridge {
         });
         loop {
             let next = tokio::select! {
-                happening = connected.happenings.recv() => match happening {
-                    Some(Happening::Text(text)) => match Control::parse(&text) {
-                        Control::Drain => Some(Ok(self.leave(&connected, "the relay asks for it"))),
-                        _ => None,
-                    },
-                    Some(Happening::Ended(end)) => Some(ended(end)),
-                    None => Some(Ok(Next::Anew("the link is gone".into()))),
-                },
+                happening = connected.happenings.recv() => self.take(&connected, happening),
                 change = self.network.changed(false) => Some(Ok(self.leave_for(&connected, change))),
-                () = self.credential.due() => {
-                    if let Some(token) = self.credential.renew(&self.dialer, &self.relay).await {
-                        let token = token.expose().to_owned();
-                        connected.mux.send_text(Control::Token { token }.to_text());
+                () = self.credential.due() => tokio::select! {
+                    fresh = self.credential.renew(&self.dialer, &self.relay) => {
+                        if let Some(token) = fresh {
+                            let token = token.expose().to_owned();
+                            connected.mux.send_text(Control::Token { token }.to_text());
+                        }
+                        None
                     }
-                    None
-                }
+                    happening = connected.happenings.recv() => self.take(&connected, happening),
+                },
                 () = tokio::time::sleep(Duration::from_secs(1)) => None,
             };
             self.status.set_round_trip(connected.mux.pulse().round_trip());
             if let Some(next) = next {
                 return next;
             }
+        }
+    }
+
+    /// What a happening on the link means for it.
+    fn take(&mut self, connected: &Connected, happening: Option<Happening>) -> Option<Result<Next, Stopped>> {
+        match happening {
+            Some(Happening::Text(text)) => match Control::parse(&text) {
+                Control::Drain => Some(Ok(self.leave(connected, "the relay asks for it"))),
+                _ => None,
+            },
+            Some(Happening::Ended(end)) => Some(ended(end)),
+            None => Some(Ok(Next::Anew("the link is gone".into()))),
         }
     }
 

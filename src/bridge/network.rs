@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, SystemTime};
 
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 /// Between two looks.
@@ -38,6 +39,8 @@ pub struct Network {
     peer: Option<SocketAddr>,
     seen: Seen,
     next_look: Instant,
+    /// A look-up under way.
+    lookup: Option<JoinHandle<Option<SocketAddr>>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +62,7 @@ impl Network {
                 local: None,
             },
             next_look: Instant::now() + INTERVAL,
+            lookup: None,
         }
     }
 
@@ -66,7 +70,6 @@ impl Network {
     pub async fn changed(&mut self, resolving: bool) -> Change {
         loop {
             sleep_until(self.next_look).await;
-            self.next_look = Instant::now() + INTERVAL;
             let address = if resolving || self.peer.is_none() {
                 self.resolve().await
             } else {
@@ -78,6 +81,7 @@ impl Network {
                     return Change::NameResolves;
                 }
             }
+            self.next_look = Instant::now() + INTERVAL;
             let now = Seen {
                 wall: SystemTime::now(),
                 steady: Instant::now(),
@@ -95,8 +99,14 @@ impl Network {
         }
     }
 
-    async fn resolve(&self) -> Option<SocketAddr> {
-        tokio::net::lookup_host(&self.authority).await.ok()?.next()
+    async fn resolve(&mut self) -> Option<SocketAddr> {
+        let authority = self.authority.clone();
+        let lookup = self
+            .lookup
+            .get_or_insert_with(|| tokio::spawn(async move { tokio::net::lookup_host(authority).await.ok()?.next() }));
+        let found = lookup.await;
+        self.lookup = None;
+        found.ok()?
     }
 }
 

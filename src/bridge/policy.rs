@@ -146,10 +146,13 @@ impl Policy {
             .iter()
             .filter_map(|rule| rule.parse::<Rule>().ok())
             .any(|rule| rule.admits(method, path));
-        let option = if manages {
-            "--allow-manage".to_owned()
-        } else {
-            format!("--allow '{method} {path}'")
+        // What a caller sent is repeated only where it is short and means nothing to a shell.
+        let plain = path.len() <= 100 && path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._:-".contains(&b));
+        let path = if plain { path } else { "this path" };
+        let option = match (manages, plain) {
+            (true, _) => "--allow-manage".to_owned(),
+            (false, true) => format!("--allow '{method} {path}'"),
+            (false, false) => "--allow".to_owned(),
         };
         Err(format!(
             "the bridge does not expose {method} {path}; its owner can open it with {option}"

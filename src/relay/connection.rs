@@ -34,6 +34,7 @@ pub struct Caller(Arc<Shared>);
 struct Shared {
     address: SocketAddr,
     broken: Arc<AtomicBool>,
+    upgraded: Arc<AtomicBool>,
     opened: Instant,
     requests: AtomicU64,
     active: AtomicUsize,
@@ -45,6 +46,7 @@ impl Caller {
         Self(Arc::new(Shared {
             address,
             broken: Arc::default(),
+            upgraded: Arc::default(),
             opened: Instant::now(),
             requests: AtomicU64::new(0),
             active: AtomicUsize::new(0),
@@ -60,6 +62,11 @@ impl Caller {
     /// Setting this makes the connection end with a reset.
     pub fn broken(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.0.broken)
+    }
+
+    /// From now on the connection carries another protocol: what comes after our end of it is still wanted.
+    pub fn set_upgraded(&self) {
+        self.0.upgraded.store(true, Ordering::Release);
     }
 
     fn enter(&self) -> Active {
@@ -109,10 +116,10 @@ impl Drop for Active {
 
 /// Serves a connection until it ends, is idle for too long, or the relay stops.
 pub async fn serve(relay: Arc<Relay>, stream: TcpStream, address: SocketAddr, permit: OwnedSemaphorePermit) {
-    socket::tune_server(&stream);
+    socket::tune_server(&stream, relay.config.limits.idle);
     let caller = Caller::new(address);
     let stream = Arc::new(stream);
-    let io = CallerIo::new(Arc::clone(&stream), caller.broken(), permit);
+    let io = CallerIo::new(Arc::clone(&stream), &caller, permit);
     let service = {
         let relay = Arc::clone(&relay);
         let caller = caller.clone();
@@ -146,7 +153,13 @@ pub async fn serve(relay: Arc<Relay>, stream: TcpStream, address: SocketAddr, pe
                 draining = true;
                 connection.as_mut().graceful_shutdown();
             }
-            () = relay.shutdown.ended() => return,
+            () = relay.shutdown.ended() => {
+                // HTTP/1.0 would take a cut answer for a whole one.
+                if caller.0.active.load(Ordering::Acquire) > 0 {
+                    caller.0.broken.store(true, Ordering::Release);
+                }
+                return;
+            }
         }
     }
 }
@@ -188,6 +201,7 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
 pub struct CallerIo {
     stream: Arc<TcpStream>,
     broken: Arc<AtomicBool>,
+    upgraded: Arc<AtomicBool>,
     linger: Option<Linger>,
     _permit: OwnedSemaphorePermit,
 }
@@ -199,10 +213,11 @@ struct Linger {
 }
 
 impl CallerIo {
-    fn new(stream: Arc<TcpStream>, broken: Arc<AtomicBool>, permit: OwnedSemaphorePermit) -> Self {
+    fn new(stream: Arc<TcpStream>, caller: &Caller, permit: OwnedSemaphorePermit) -> Self {
         Self {
             stream,
-            broken,
+            broken: caller.broken(),
+            upgraded: Arc::clone(&caller.0.upgraded),
             linger: None,
             _permit: permit,
         }
@@ -256,6 +271,9 @@ impl AsyncWrite for CallerIo {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.linger.is_none() {
             socket::close_writing(&self.stream)?;
+            if self.upgraded.load(Ordering::Acquire) {
+                return Poll::Ready(Ok(()));
+            }
             self.linger = Some(Linger {
                 until: Instant::now() + LINGER,
                 timer: Box::pin(sleep(LINGER_SILENCE)),

@@ -76,6 +76,7 @@ pub async fn forward(
         _bridge: bridge,
     };
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        caller.set_upgraded();
         return switch(relay, near, response, held);
     }
     let broken = is_http10.then(|| caller.broken());
@@ -271,9 +272,12 @@ impl http_body::Body for MeteredBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
-        let Poll::Ready(Some(Ok(frame))) = frame else {
+        let Poll::Ready(Some(Ok(mut frame))) = frame else {
             return frame.map_err(Into::into);
         };
+        if let Some(trailers) = frame.trailers_mut() {
+            headers::scrub_trailers(trailers);
+        }
         self.activity.touch();
         if let (Some(left), Some(data)) = (&mut self.left, frame.data_ref()) {
             match left.checked_sub(data.len() as u64) {
@@ -313,7 +317,7 @@ impl http_body::Body for HeldBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
-        let frame = match Pin::new(&mut this.body).poll_frame(cx) {
+        let mut frame = match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Pending => match Pin::new(&mut this.idle).poll(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(()) => Some(Err("nothing moved for too long".into())),
@@ -321,6 +325,11 @@ impl http_body::Body for HeldBody {
             Poll::Ready(frame) => frame,
         };
         this.activity.touch();
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            headers::scrub_trailers(trailers);
+        }
         if let (Some(Err(_)), Some(broken)) = (&frame, &this.broken) {
             broken.store(true, Ordering::Release);
         }

@@ -16,7 +16,9 @@ use crate::transport::{Body, collect, empty, full};
 
 /// How long a bridge may take to tell its models for a list.
 const MODELS_TIMEOUT: Duration = Duration::from_secs(2);
-const MODELS_SIZE: usize = 1024 * 1024;
+const MODELS_SIZE: usize = 256 * 1024;
+/// Bridges asked at once for one list.
+const AT_ONCE: usize = 8;
 
 /// `GET /healthz`: the process answers.
 pub fn health() -> Response<Body> {
@@ -62,12 +64,21 @@ pub fn renew_token(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>,
 /// `unauthorized`.
 pub async fn bridges(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
     let identity = auth::anyone(&relay.tokens, headers)?;
+    let limits = &relay.config.limits;
+    let _listing = relay
+        .registry
+        .enter(&identity.user, limits.in_flight_per_user)
+        .ok_or_else(|| Error::new(Code::Overloaded, "you have as many requests in flight as one user may"))?;
     let sessions = relay.registry.list(&identity.user);
-    let bridges = join_all(sessions.iter().map(describe)).await;
+    let mut bridges = Vec::with_capacity(sessions.len());
+    for few in sessions.chunks(AT_ONCE) {
+        let described = few.iter().map(|session| describe(session, limits.in_flight_per_bridge));
+        bridges.extend(join_all(described).await);
+    }
     Ok(json_response(StatusCode::OK, &json!({"bridges": bridges})))
 }
 
-async fn describe(session: &Arc<Session>) -> Value {
+async fn describe(session: &Arc<Session>, limit: usize) -> Value {
     let bridge = &session.identity;
     let link = session.link();
     let last_seen = SystemTime::now().checked_sub(link.silence());
@@ -81,7 +92,7 @@ async fn describe(session: &Arc<Session>) -> Value {
         "lastSeen": unix_ms(last_seen),
         "roundTripMs": link.round_trip().map(|time| time.as_secs_f64() * 1e3),
         "inFlight": session.in_flight(),
-        "models": models(session).await,
+        "models": models(session, limit).await,
     })
 }
 
@@ -91,7 +102,8 @@ fn unix_ms(time: Option<SystemTime>) -> Option<u64> {
 }
 
 /// The names of the models that the bridge's Ollama has; null where it cannot tell.
-async fn models(session: &Arc<Session>) -> Option<Vec<String>> {
+async fn models(session: &Arc<Session>, limit: usize) -> Option<Vec<String>> {
+    let _in_flight = session.enter(limit)?;
     let asked = async {
         match names(session, "/api/tags", "models", "name").await {
             None => names(session, "/v1/models", "data", "id").await,

@@ -316,9 +316,11 @@ impl Registry {
         let expected = |since: Instant| since.elapsed() < EXPECTED_BACK;
         expected(self.started)
             || self.lock().get(user).is_some_and(|user| {
-                user.away
-                    .iter()
-                    .any(|away| expected(away.since) && wanted.is_none_or(|name| name == away.name))
+                let wanted = |name: &str| wanted.is_none_or(|wanted| wanted == name);
+                let away = |away: &Away| expected(away.since) && wanted(&away.name);
+                // Those that are about to leave: stopping, or with a link that ended and is not cleared away yet.
+                let leaving = |s: &Arc<Session>| !s.identity.ephemeral && !s.takes_work() && wanted(&s.identity.name);
+                user.away.iter().any(away) || user.sessions.iter().any(leaving)
             })
     }
 
@@ -362,3 +364,6 @@ impl User {
         Ok(name)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -150,12 +150,12 @@ async fn run(relay: Arc<Relay>, upgraded: Upgraded, identity: Identity, owner: a
     let socket = Socket::new(io, parts.read_buf, Role::Server).await;
     let (link, mut driver) = WsLink::new(socket, relay.config.limits.in_flight_per_bridge);
     let link = Arc::new(link);
-    if !prove(&link, &mut driver).await {
+    let Some(said) = prove(&link, &mut driver).await else {
         tracing::info!(user = %identity.user, bridge = %identity.name, "a bridge connected, but nothing crosses its link");
         link.end(Ending::Done);
         drive_to_end(&mut driver).await;
         return;
-    }
+    };
     let shared: Arc<dyn Link> = Arc::clone(&link) as _;
     let Ok(session) = relay.registry.insert(identity, "ws", shared) else {
         link.end(Ending::Done);
@@ -164,21 +164,29 @@ async fn run(relay: Arc<Relay>, upgraded: Upgraded, identity: Identity, owner: a
     };
     let bridge = &session.identity;
     tracing::info!(user = %bridge.user, bridge = %bridge.name, transport = "ws", "bridge connected");
+    let mut owner = owner;
+    for text in said {
+        take_control(&relay, &session, &mut owner, &text);
+    }
     let end = live(&relay, &session, &link, &mut driver, owner).await;
     relay.registry.remove(&session);
     tracing::info!(user = %bridge.user, bridge = %bridge.name, why = %end, "bridge gone");
 }
 
-/// Whether the relay's own request crosses the link.
-async fn prove(link: &WsLink, driver: &mut Driver<CallerIo>) -> bool {
-    let ready = async {
-        tokio::time::timeout(READY_TIMEOUT, link.is_ready())
-            .await
-            .unwrap_or(false)
-    };
-    tokio::select! {
-        ready = ready => ready,
-        _ = drive_to_end(driver) => false,
+/// Whether the relay's own request crosses the link, and what the bridge said meanwhile.
+async fn prove(link: &WsLink, driver: &mut Driver<CallerIo>) -> Option<Vec<String>> {
+    let mut said = Vec::new();
+    let mut ready = std::pin::pin!(tokio::time::timeout(READY_TIMEOUT, link.is_ready()));
+    loop {
+        tokio::select! {
+            ready = &mut ready => return ready.unwrap_or(false).then_some(said),
+            event = driver.next() => match event {
+                Event::Ended(_) => return None,
+                // As many as a link takes in that time at the most.
+                Event::Text(text) => said.push(text),
+                Event::Stream(_) => {}
+            },
+        }
     }
 }
 
@@ -202,12 +210,7 @@ async fn live(
         tokio::select! {
             event = driver.next() => match event {
                 Event::Ended(end) => return end,
-                Event::Text(text) => match Control::parse(&text) {
-                    Control::Token { token } => take_token(relay, &mut owner, &token),
-                    // The bridge stops: it gets no more work, and what is in flight finishes.
-                    Control::Drain => session.retire(),
-                    Control::Steer { .. } | Control::Unknown => {}
-                },
+                Event::Text(text) => take_control(relay, session, &mut owner, &text),
                 // A relay is offered no streams: the rules of the link see to that.
                 Event::Stream(_) => {}
             },
@@ -221,6 +224,15 @@ async fn live(
             () = session.idle(), if draining && link.is_alive() => link.end(Ending::GoingAway),
             () = relay.shutdown.ended() => return End::Closing(1001, "the relay stopped".into()),
         }
+    }
+}
+
+fn take_control(relay: &Relay, session: &Session, owner: &mut auth::Identity, text: &str) {
+    match Control::parse(text) {
+        Control::Token { token } => take_token(relay, owner, &token),
+        // The bridge stops: it gets no more work, and what is in flight finishes.
+        Control::Drain => session.retire(),
+        Control::Steer { .. } | Control::Unknown => {}
     }
 }
 

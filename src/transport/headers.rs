@@ -1,8 +1,8 @@
 //! What every hop does to header fields (protocol.md section 4): one set of functions for both transports and both ends.
 
 use http::header::{
-    AUTHORIZATION, CONNECTION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, PROXY_AUTHORIZATION, REFERER,
-    TE, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN,
+    PROXY_AUTHORIZATION, REFERER, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
 };
 
 /// The code of an error of ours; on a response it is always ours, an upstream's own is removed.
@@ -30,13 +30,18 @@ pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// Names an exchange in the logs of relay and bridge, and to the caller.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 
 /// Whether the message asks for (or announces) another protocol on its connection (RFC 9110 §7.8).
 pub fn is_upgrade(headers: &HeaderMap) -> bool {
-    headers.contains_key(UPGRADE) && has_token(headers, &CONNECTION, "upgrade")
+    // Nothing but a WebSocket: after an upgrade to h2c a caller would speak to the local server past the policy.
+    let mut protocols = headers.get_all(UPGRADE).into_iter();
+    let only = protocols.next().filter(|_| protocols.next().is_none());
+    only.is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"))
+        && has_token(headers, &CONNECTION, "upgrade")
 }
 
 /// Whether a comma-separated field names this token, whatever its case.
@@ -57,10 +62,7 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
 /// Removes what belongs to one connection only (RFC 9110 §7.6.1): `Connection` and every field it names, `Keep-Alive`,
 /// `Proxy-*`, `TE` (`te: trailers` is put back), `Transfer-Encoding`, and `Upgrade` unless `keep_upgrade`.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
-    let upgrade = keep_upgrade
-        .then(|| headers.remove(UPGRADE))
-        .flatten()
-        .filter(|_| has_token(headers, &CONNECTION, "upgrade"));
+    let upgrade = keep_upgrade && is_upgrade(headers);
     let trailers = has_token(headers, &TE, "trailers");
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
@@ -72,16 +74,16 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
         }
         headers.remove(CONNECTION);
     }
-    for name in [KEEP_ALIVE, TE, TRANSFER_ENCODING, UPGRADE] {
+    for name in [KEEP_ALIVE, HTTP2_SETTINGS, TE, TRANSFER_ENCODING, UPGRADE] {
         headers.remove(name);
     }
     remove_prefixed(headers, &["proxy-"]);
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
-    if let Some(protocol) = upgrade {
+    if upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(UPGRADE, protocol);
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     }
 }
 
@@ -99,6 +101,15 @@ pub fn remove_caller_identity(headers: &mut HeaderMap) {
         headers.remove(name);
     }
     remove_prefixed(headers, &["tunnel-", "x-forwarded-"]);
+}
+
+/// Removes from trailers what may not stand in them on any hop of ours.
+pub fn scrub_trailers(trailers: &mut HeaderMap) {
+    remove_hop_by_hop(trailers, false);
+    remove_caller_identity(trailers);
+    for name in [HOST, CONTENT_LENGTH, SET_COOKIE] {
+        trailers.remove(name);
+    }
 }
 
 /// Removes what makes Ollama answer 403 to a request that comes from elsewhere; `Host` is set by whoever sends the request.

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -105,7 +106,12 @@ impl Pool {
         loop {
             let (connection, fresh) = match self.take() {
                 Some(connection) => (connection, false),
-                None => (open().await?, true),
+                None => match open().await {
+                    Ok(connection) => (connection, true),
+                    // Nothing of the request was sent: it may go elsewhere.
+                    Err(ExchangeError::Gone(_)) => return Err(ExchangeError::NotSent(Box::new(request))),
+                    Err(error) => return Err(error),
+                },
             };
             match exchange(connection, Arc::downgrade(self), request).await {
                 Err(ExchangeError::NotSent(unsent)) if !fresh => request = *unsent,
@@ -177,6 +183,13 @@ pub async fn exchange(
     mut request: Request<Body>,
 ) -> Result<Response<Body>, ExchangeError> {
     *request.version_mut() = Version::HTTP_11;
+    let sent = Arc::new(AtomicBool::new(http_body::Body::is_end_stream(request.body())));
+    let request = if sent.load(Ordering::Relaxed) {
+        request
+    } else {
+        let sent = Arc::clone(&sent);
+        request.map(|body| Upload { body, sent }.boxed_unsync())
+    };
     // A connection that ended must not be polled again.
     let mut over = false;
     let outcome = {
@@ -206,11 +219,23 @@ pub async fn exchange(
         }
         return Ok(response.map(|_| super::empty()));
     }
+    let mut upload = None;
+    let mut connection = (!over).then_some(connection);
+    if !sent.load(Ordering::Acquire)
+        && let Some(Connection { sender, driver }) = connection.take()
+    {
+        // The answer came before the request was complete: it must go on even while nobody reads the answer.
+        upload = Some(Aborted(tokio::spawn(async move {
+            let _ = driver.await;
+            drop(sender);
+        })));
+    }
     Ok(response.map(|incoming| {
         DrivenBody {
             ended: false,
             incoming: Some(incoming),
-            connection: (!over).then_some(connection),
+            connection,
+            _upload: upload,
             home,
         }
         .boxed_unsync()
@@ -227,11 +252,49 @@ fn lost(error: &hyper::Error) -> ExchangeError {
     }
 }
 
+/// A request body that tells when it is no longer needed.
+struct Upload {
+    body: Body,
+    sent: Arc<AtomicBool>,
+}
+
+impl http_body::Body for Upload {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.sent.store(true, Ordering::Release);
+    }
+}
+
+struct Aborted(tokio::task::JoinHandle<()>);
+
+impl Drop for Aborted {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// A response body that moves its own connection along as it is read.
 struct DrivenBody {
     ended: bool,
     incoming: Option<Incoming>,
     connection: Option<Connection>,
+    _upload: Option<Aborted>,
     home: Weak<Pool>,
 }
 

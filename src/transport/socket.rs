@@ -23,8 +23,9 @@ pub fn reset_on_close(stream: &TcpStream) {
     let _ = stream.set_zero_linger();
 }
 
-/// For a connection that was accepted: besides, notices a peer that is gone without a word, within a minute or two.
-pub fn tune_server(stream: &TcpStream) {
+/// For a connection that was accepted: besides, notices a peer that is gone without a word, within a minute or two; one that
+/// answers, and takes nothing, only after `idle`.
+pub fn tune_server(stream: &TcpStream, idle: Duration) {
     tune(stream);
     let socket = socket2::SockRef::from(stream);
     let keep_alive = socket2::TcpKeepalive::new()
@@ -32,7 +33,9 @@ pub fn tune_server(stream: &TcpStream) {
         .with_interval(Duration::from_secs(15));
     let _ = socket.set_tcp_keepalive(&keep_alive);
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    let _ = socket.set_tcp_user_timeout(Some(Duration::from_secs(90)));
+    let _ = socket.set_tcp_user_timeout(Some(idle));
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _ = idle;
 }
 
 /// Tells the peer that no more will be written.

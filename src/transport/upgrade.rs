@@ -20,6 +20,7 @@ pub fn of_request<B>(request: &mut Request<B>) -> Option<OnUpgrade> {
 
 /// Makes a 101 response ready to be passed on, and gives both connections to [`join`]; none if nobody asked for an upgrade.
 pub fn switch<B>(near: Option<OnUpgrade>, response: &mut Response<B>) -> Option<(OnUpgrade, OnUpgrade)> {
+    let near = near.filter(|_| is_upgrade(response.headers()));
     let far = hyper::upgrade::on(&mut *response);
     headers::remove_hop_by_hop(response.headers_mut(), true);
     headers::remove_tunnel(response.headers_mut());
@@ -65,15 +66,21 @@ impl Watched {
 
 impl AsyncRead for Watched {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.activity.touch();
-        Pin::new(&mut self.inner).poll_read(cx, buf)
+        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if read.is_ready() {
+            self.activity.touch();
+        }
+        read
     }
 }
 
 impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.activity.touch();
-        Pin::new(&mut self.inner).poll_write(cx, buf)
+        let written = Pin::new(&mut self.inner).poll_write(cx, buf);
+        if written.is_ready() {
+            self.activity.touch();
+        }
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -46,6 +46,18 @@ on_each_transport! {
         path.relay.stopped().await;
     }
 
+    async fn an_http10_answer_cut_at_the_end_of_the_grace_does_not_look_whole(transport: Transport) {
+        let relay = TestRelay::with(|config| config.grace = Duration::from_millis(200)).await;
+        let path = Path::with(relay, Upstream::scripted().await, transport).await;
+        let mut raw = Raw::connect(path.relay.address).await;
+        raw.send(format!("GET /x HTTP/1.0\r\nAuthorization: Bearer {}\r\n\r\n", path.token)).await;
+        let answer = path.upstream.next().await.begin(Response::builder());
+        answer.send("one").await;
+        raw.until("one").await;
+        path.relay.shutdown.drain();
+        assert!(raw.rest().await.is_err());
+    }
+
     async fn a_bridge_told_to_drain_connects_to_the_next_relay_while_the_old_one_finishes(transport: Transport) {
         let relay = TestRelay::start().await;
         let upstream = Upstream::scripted().await;

@@ -62,6 +62,25 @@ on_each_transport! {
         }
     }
 
+    async fn an_upload_goes_on_while_nobody_reads_the_answer_to_it(transport: Transport) {
+        const SIZE: usize = 24 * 1024 * 1024;
+        let upstream = Upstream::serving(|request: Request<hyper::body::Incoming>| async move {
+            let (answer, body) = channel_body();
+            tokio::spawn(async move { while answer.try_send(vec![1; 64 * 1024]).await {} });
+            tokio::spawn(request.into_body().collect());
+            Response::new(body)
+        })
+        .await;
+        let path = Path::to(upstream, transport).await;
+        let mut raw = crate::harness::caller::Raw::connect(path.relay.address).await;
+        raw.send(format!(
+            "POST /x HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer {}\r\nContent-Length: {SIZE}\r\n\r\n",
+            path.token
+        ))
+        .await;
+        within("room for the whole upload", raw.send(vec![2; SIZE])).await;
+    }
+
     async fn a_body_over_the_relays_limit_is_refused_with_413(transport: Transport) {
         let relay = TestRelay::with(|config| config.limits.body = Some(1000)).await;
         let path = Path::with(relay, Upstream::scripted().await, transport).await;

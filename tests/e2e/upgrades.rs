@@ -5,6 +5,7 @@ use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBS
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -65,6 +66,51 @@ on_each_transport! {
         drop(socket);
         drop(caller);
         until("the exchange to end", || path.bridge.status.figures().in_flight == 0).await;
+    }
+
+    async fn an_upgrade_to_anything_but_a_websocket_does_not_pass(transport: Transport) {
+        let path = Path::scripted(transport).await;
+        let mut raw = crate::harness::caller::Raw::connect(path.relay.address).await;
+        raw.send(format!(
+            "GET /x HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer {}\r\nConnection: Upgrade\r\n\
+             Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n",
+            path.token
+        ))
+        .await;
+        let call = path.upstream.next().await;
+        for name in ["upgrade", "connection", "http2-settings"] {
+            assert!(!call.request.headers().contains_key(name), "{name} passed");
+        }
+    }
+
+    async fn a_side_that_is_done_still_hears_the_other(transport: Transport) {
+        // The upstream sends nothing, says so, and reads what the caller sends.
+        let (sender, mut received) = tokio::sync::mpsc::channel(1);
+        let upstream = Upstream::serving(move |mut request: Request<Incoming>| {
+            let sender = sender.clone();
+            async move {
+                let upgraded = hyper::upgrade::on(&mut request);
+                tokio::spawn(async move {
+                    let mut stream = TokioIo::new(upgraded.await.unwrap());
+                    stream.shutdown().await.unwrap();
+                    let mut all = Vec::new();
+                    stream.read_to_end(&mut all).await.ok();
+                    sender.send(all).await.ok();
+                });
+                let head = Response::builder().status(101).header(CONNECTION, "upgrade").header(UPGRADE, "websocket");
+                head.body(empty()).unwrap()
+            }
+        })
+        .await;
+        let path = Path::to(upstream, transport).await;
+        let mut caller = path.caller().await;
+        let response = caller.send(upgrade("/live")).await;
+        let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+        assert_eq!(within("the end of the upstream's side", stream.read(&mut [0; 8])).await.unwrap(), 0);
+        let sent: Vec<u8> = (0..1024 * 1024u32).flat_map(u32::to_be_bytes).collect();
+        within("room for all of it", stream.write_all(&sent)).await.unwrap();
+        stream.shutdown().await.unwrap();
+        assert!(within("all of it", received.recv()).await.unwrap() == sent);
     }
 
     async fn an_upgrade_on_a_closed_path_is_refused(transport: Transport) {

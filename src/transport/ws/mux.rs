@@ -194,6 +194,13 @@ pub fn start<S: AsyncRead + AsyncWrite + Unpin>(socket: Socket<S>, side: Side, m
     (Mux(shared), driver)
 }
 
+impl<S> Drop for Driver<S> {
+    /// Whoever still holds a stream must not wait for what nobody moves any more.
+    fn drop(&mut self) {
+        self.shared.lock().streams.end();
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     /// Drives the link until something happens. Nothing is lost when the future is dropped.
     pub async fn next(&mut self) -> Event {
@@ -395,6 +402,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        // Before the flush, which a side that does not read can hold up for ever.
+        let close = self.shared.lock().close.take();
+        if let Some((code, reason)) = close {
+            self.start_close(code, &reason, End::Closing(code, reason.clone()));
+            // The timer was set anew and must be polled.
+            cx.waker().wake_by_ref();
+        }
         loop {
             if self.flushing {
                 match self.socket.poll_flush(cx) {
@@ -421,12 +435,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         if self.closing.is_some() {
             return None;
         }
-        if let Some((code, reason)) = state.close.take() {
-            drop(state);
-            self.start_close(code, &reason, End::Closing(code, reason.clone()));
-            cx.waker().wake_by_ref();
-            return None;
-        }
         if let Some(text) = state.texts.pop_front() {
             return Some(Message::Text(text.into()));
         }
@@ -439,5 +447,42 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
         state.driver = Some(cx.waker().clone());
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio_tungstenite::tungstenite::protocol::Role;
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_of_a_link_nobody_drives_end() {
+        let (near, _far) = tokio::io::duplex(4096);
+        let (mux, driver) = start(Socket::new(near, Bytes::new(), Role::Server).await, Side::Opener, 8);
+        let mut stream = mux.open().unwrap();
+        drop(driver);
+        assert!(stream.read(&mut [0; 8]).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_goodbye_does_not_wait_for_a_side_that_does_not_read() {
+        let (near, mut far) = tokio::io::duplex(1024);
+        let (mux, mut driver) = start(Socket::new(near, Bytes::new(), Role::Server).await, Side::Opener, 8);
+        let mut stream = mux.open().unwrap();
+        stream.write_all(&[0; 60_000]).await.unwrap();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            mux.close(close::TOKEN, "token");
+            // It reads nothing, and shows that it lives: masked pongs without a payload.
+            while far.write_all(&[0x8a, 0x80, 0, 0, 0, 0]).await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(3)).await;
+            }
+        });
+        let ended = tokio::time::timeout(Duration::from_secs(60), async {
+            while !matches!(driver.next().await, Event::Ended(_)) {}
+        });
+        ended.await.unwrap();
     }
 }
