@@ -77,7 +77,7 @@ impl Demo {
         if let Err(error) = socket.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY refused");
         }
-        let service = service_fn(|request| async { Ok::<_, Infallible>(self.respond(request).await) });
+        let service = service_fn(|request| async { Ok::<_, Infallible>(self.answer(request).await) });
         let served = http1::Builder::new()
             .serve_connection(TokioIo::new(socket), service)
             .await;
@@ -86,7 +86,8 @@ impl Demo {
         }
     }
 
-    async fn respond(&self, request: Request<Incoming>) -> Response<Body> {
+    /// Answers one request.
+    pub async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let (head, body) = request.into_parts();
         if !gate::admits(&head) {
             return reply::empty(StatusCode::FORBIDDEN);

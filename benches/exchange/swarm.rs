@@ -24,7 +24,9 @@ use tunnel::transport::ws::mux::Event;
 use tunnel::transport::{Body, Exchange, ExchangeError, collect, full};
 
 use super::process::token;
-use super::upstream::{SMALL, SMALL_ANSWER, SMALL_REQUEST};
+use super::upstream::{SMALL, SMALL_REQUEST};
+
+const ANSWER: &[u8] = &[b'a'; 300];
 
 /// Bridges of one user.
 const PER_USER: usize = 100;
@@ -135,7 +137,7 @@ impl Exchange for Together {
             let body = collect(request.into_body(), SMALL_REQUEST.len()).await;
             assert_eq!(body.map(|body| body.len()), Some(SMALL_REQUEST.len()));
             self.0.wait().await;
-            Ok(Response::new(full(SMALL_ANSWER)))
+            Ok(Response::new(full(ANSWER)))
         }
         .boxed()
     }
@@ -169,5 +171,5 @@ async fn request(mut sender: SendRequest<Full<Bytes>>, relay: SocketAddr, bearer
     let response = sender.send_request(request).await.expect("a response");
     assert_eq!(response.status(), StatusCode::OK, "{:?}", response.headers());
     let body = response.into_body().collect().await.expect("a whole body").to_bytes();
-    assert_eq!(body.len(), SMALL_ANSWER.len());
+    assert_eq!(body.len(), ANSWER.len());
 }

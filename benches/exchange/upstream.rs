@@ -1,8 +1,10 @@
-//! What stands in for Ollama: an HTTP/1.1 server on a thread of its own that answers at once and always the same.
+//! What stands in for Ollama: an HTTP/1.1 server on a thread of its own. Small exchanges are answered by the demonstration
+//! model without a pause; bulk and chunks always the same.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -13,12 +15,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tunnel::demo::Demo;
 use tunnel::transport::{Body, full};
 
-/// A small exchange: about 200 octets there, about 300 back.
-pub(crate) const SMALL: &str = "/api/generate";
-pub(crate) const SMALL_REQUEST: &[u8] = &[b'q'; 200];
-pub(crate) const SMALL_ANSWER: &[u8] = &[b'a'; 300];
+/// A small exchange, an embedding: about 200 octets there, about 300 back.
+pub(crate) const SMALL: &str = "/api/embed";
+pub(crate) const SMALL_REQUEST: &[u8] = br#"{"model":"demo","input":"A sentence as people write them to have it found again later among many others, by what it means and not by its words: the relay carries it to the desktop and back."}"#;
 
 /// One large answer.
 pub(crate) const BULK: &str = "/api/tags";
@@ -75,12 +77,14 @@ async fn serve(stream: TcpStream, bulk: Bytes, pace: Arc<Semaphore>) {
 
 async fn answer(request: Request<Incoming>, bulk: Bytes, pace: Arc<Semaphore>) -> hyper::Result<Response<Body>> {
     let path = request.uri().path().to_owned();
+    if path == SMALL {
+        return Ok(Demo::new(Duration::ZERO).answer(request).await);
+    }
     let mut body = request.into_body();
     while let Some(frame) = body.frame().await {
         frame?;
     }
     Ok(Response::new(match path.as_str() {
-        SMALL => full(SMALL_ANSWER),
         BULK => full(bulk),
         CHUNKS => chunks(pace),
         _ => panic!("nobody asks for {path}"),

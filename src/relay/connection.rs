@@ -233,9 +233,14 @@ impl CallerIo {
     fn poll_read_some(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(self.stream.poll_read_ready(cx))?;
-            match self.stream.try_read(buf.initialize_unfilled()) {
+            let space = buf.initialize_unfilled();
+            let length = space.len();
+            match self.stream.try_read(space) {
                 Ok(read) => {
                     buf.advance(read);
+                    if (1..length).contains(&read) {
+                        socket::note_drained(&self.stream);
+                    }
                     return Poll::Ready(Ok(()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
