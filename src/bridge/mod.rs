@@ -386,6 +386,7 @@ async fn drive(mut driver: Driver<Stream>, exchange: Arc<dyn Exchange>, happenin
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {
+            biased;
             event = driver.next() => match event {
                 Event::Stream(stream) => {
                     streams.spawn(answer(stream, Arc::clone(&exchange)));

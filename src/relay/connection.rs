@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use http::HeaderValue;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -33,6 +34,7 @@ pub struct Caller(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     address: SocketAddr,
+    forwarded_for: HeaderValue,
     broken: Arc<AtomicBool>,
     upgraded: Arc<AtomicBool>,
     opened: Instant,
@@ -45,6 +47,8 @@ impl Caller {
     fn new(address: SocketAddr) -> Self {
         Self(Arc::new(Shared {
             address,
+            forwarded_for: HeaderValue::from_str(&address.ip().to_canonical().to_string())
+                .unwrap_or_else(|_| HeaderValue::from_static("unknown")),
             broken: Arc::default(),
             upgraded: Arc::default(),
             opened: Instant::now(),
@@ -57,6 +61,11 @@ impl Caller {
     /// Where it comes from.
     pub fn address(&self) -> SocketAddr {
         self.0.address
+    }
+
+    /// The same, for the header `X-Forwarded-For`.
+    pub fn forwarded_for(&self) -> HeaderValue {
+        self.0.forwarded_for.clone()
     }
 
     /// Setting this makes the connection end with a reset.
@@ -134,6 +143,8 @@ pub async fn serve(relay: Arc<Relay>, stream: TcpStream, address: SocketAddr, pe
     let mut peer_closed = false;
     loop {
         tokio::select! {
+            // In this order, without a draw: it is polled at every step of every request.
+            biased;
             ended = connection.as_mut() => {
                 // An error is the caller's: it left, or it does not speak HTTP as it should.
                 if let Some(reason) = ended.err().and_then(|error| head_error(error.as_ref())) {

@@ -60,6 +60,7 @@ pub async fn forward(
     let wanted = target.bridge.as_deref();
     let mut idle = IdleLimit::new(activity.clone(), limits.idle);
     let (response, bridge) = tokio::select! {
+        biased;
         answered = call(relay, &identity.user, wanted, request) => answered,
         () = &mut idle => Err(Error::new(Code::Timeout, "nothing moved for too long; the request was given up")),
     }
@@ -121,9 +122,7 @@ fn outgoing(
     if let Some(host) = host.and_then(|host| HeaderValue::from_str(&host).ok()) {
         parts.headers.insert(HOST, host);
     }
-    if let Ok(address) = HeaderValue::from_str(&caller.address().ip().to_string()) {
-        parts.headers.insert(X_FORWARDED_FOR, address);
-    }
+    parts.headers.insert(X_FORWARDED_FOR, caller.forwarded_for());
     parts
         .headers
         .insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));

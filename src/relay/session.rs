@@ -208,6 +208,7 @@ async fn live(
     let mut draining = false;
     loop {
         tokio::select! {
+            biased;
             event = driver.next() => match event {
                 Event::Ended(end) => return end,
                 Event::Text(text) => take_control(relay, session, &mut owner, &text),

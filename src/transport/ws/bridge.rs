@@ -226,6 +226,7 @@ pub async fn answer(stream: MuxStream, exchange: Arc<dyn Exchange>) {
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     tokio::select! {
+        biased;
         // An error is the upstream's or the relay's: the one is already told by the broken body, the other gone.
         _ = connection => {}
         () = reset => {}
