@@ -12,7 +12,7 @@ use http::HeaderValue;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
@@ -244,18 +244,22 @@ impl CallerIo {
     fn poll_read_some(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(self.stream.poll_read_ready(cx))?;
-            let space = buf.initialize_unfilled();
-            let length = space.len();
-            match self.stream.try_read(space) {
-                Ok(read) => {
-                    buf.advance(read);
-                    if (1..length).contains(&read) {
-                        socket::note_drained(&self.stream);
-                    }
-                    return Poll::Ready(Ok(()));
+            let room = buf.remaining();
+            let mut read = None;
+            let outcome = self.stream.try_io(Interest::READABLE, || {
+                let length = self.stream.try_read_buf(buf)?;
+                read = Some(length);
+                // Less than there was room for: the socket is empty. Saying so here, of the readiness from before the read,
+                // spares the call that would find out, and cannot lose what another thread just told of.
+                if (1..room).contains(&length) {
+                    return Err(io::ErrorKind::WouldBlock.into());
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
+                Ok(())
+            });
+            match outcome {
+                _ if read.is_some() => return Poll::Ready(Ok(())),
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(error)),
+                _ => {}
             }
         }
     }

@@ -46,18 +46,6 @@ pub fn close_writing(stream: &TcpStream) -> io::Result<()> {
     socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write)
 }
 
-/// To be called when a read gave less than it had room for: there was no more, and the next read need not ask the system to
-/// know that.
-pub fn note_drained(stream: &TcpStream) {
-    // Linux tells of what comes afterwards anew (epoll(7), edge-triggered); tokio's own sockets do the same.
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    let _ = stream.try_io(tokio::io::Interest::READABLE, || -> io::Result<()> {
-        Err(io::ErrorKind::WouldBlock.into())
-    });
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    let _ = stream;
-}
-
 /// Resolves when the peer closed its side or is gone, even while what it sent before is not read yet; where the platform cannot
 /// tell, never.
 pub async fn closed_by_peer(stream: &TcpStream) {

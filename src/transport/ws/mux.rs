@@ -220,11 +220,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         if let Err(end) = self.poll_send(cx) {
             return Poll::Ready(self.end(end));
         }
-        if read.is_ready() {
-            // The turn is over, but more may be waiting.
+        // The turn may be over while more is waiting; and a socket that went to rest wants to be polled anew.
+        if read.is_ready() || self.rest() {
             cx.waker().wake_by_ref();
         }
         Poll::Pending
+    }
+
+    /// Gives memory back when the link has nothing to do.
+    fn rest(&mut self) -> bool {
+        !self.flushing && self.closing.is_none() && self.shared.lock().streams.rest() && self.socket.rest()
     }
 
     fn end(&mut self, end: End) -> Event {
@@ -343,9 +348,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             if now >= self.next_ping {
                 self.next_ping = now + TUNING.ping_interval;
                 self.texts_left = TUNING.texts_per_interval;
-                if !self.flushing && self.closing.is_none() {
-                    self.socket.trim();
-                }
                 self.ping_now(TUNING.ping_timeout);
             }
             self.set_timer();

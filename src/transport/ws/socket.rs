@@ -17,14 +17,24 @@ use super::TUNING;
 /// A WebSocket after its handshake.
 #[derive(Debug)]
 pub struct Socket<S> {
-    inner: Option<WebSocketStream<Meter<S>>>,
+    inner: State<S>,
     role: Role,
     /// What all messages so far took on the wire, if each was one frame: equal to what was read when nothing is left in
     /// tungstenite's buffer.
     consumed: u64,
-    /// Whether the buffers may have grown since they were last given back.
-    used: bool,
 }
+
+/// tungstenite with its buffers while there is work; nothing but the connection while the link rests.
+#[derive(Debug)]
+enum State<S> {
+    Working(Box<WebSocketStream<Meter<S>>>),
+    Resting(Meter<S>),
+    /// Only while one becomes the other.
+    Changing,
+}
+
+/// What wakes a resting link is a pong or a ping, mostly.
+const FIRST_READ: usize = 256;
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// Wraps a connection whose handshake is done; `read` is what was read beyond it.
@@ -33,33 +43,64 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             inner: stream,
             received: read.len() as u64,
         };
-        let inner = WebSocketStream::from_partially_read(meter, read.to_vec(), role, Some(config())).await;
-        Self {
-            inner: Some(inner),
+        let mut socket = Self {
+            inner: State::Resting(meter),
             role,
             consumed: 0,
-            used: false,
-        }
+        };
+        socket.wake(&read);
+        socket
     }
 
-    fn inner(&mut self) -> io::Result<Pin<&mut WebSocketStream<Meter<S>>>> {
-        self.inner
-            .as_mut()
-            .map(Pin::new)
-            .ok_or_else(|| io::ErrorKind::NotConnected.into())
+    /// Makes a resting link work, beginning with what was read meanwhile.
+    fn wake(&mut self, read: &[u8]) {
+        self.inner = match std::mem::replace(&mut self.inner, State::Changing) {
+            State::Resting(meter) => {
+                let fresh = WebSocketStream::from_partially_read(meter, read.to_vec(), self.role, Some(config()));
+                // Nothing in it waits.
+                fresh
+                    .now_or_never()
+                    .map_or(State::Changing, |inner| State::Working(Box::new(inner)))
+            }
+            other => other,
+        };
+    }
+
+    fn working(&mut self) -> io::Result<Pin<&mut WebSocketStream<Meter<S>>>> {
+        if let State::Resting(_) = self.inner {
+            self.wake(&[]);
+        }
+        match &mut self.inner {
+            State::Working(inner) => Ok(Pin::new(inner)),
+            _ => Err(io::ErrorKind::NotConnected.into()),
+        }
     }
 
     /// How many octets have been received.
     pub fn received(&self) -> u64 {
-        self.inner.as_ref().map_or(0, |ws| ws.get_ref().received)
+        match &self.inner {
+            State::Working(inner) => inner.get_ref().received,
+            State::Resting(meter) => meter.received,
+            State::Changing => 0,
+        }
     }
 
     /// The next message; none after the end.
     pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<tungstenite::Result<Message>>> {
-        let message = ready!(self.inner()?.poll_next(cx));
+        if let State::Resting(meter) = &mut self.inner {
+            let mut first = [0; FIRST_READ];
+            let mut first = ReadBuf::new(&mut first);
+            if let Err(error) = ready!(Pin::new(meter).poll_read(cx, &mut first)) {
+                return Poll::Ready(Some(Err(error.into())));
+            }
+            if first.filled().is_empty() {
+                return Poll::Ready(None);
+            }
+            self.wake(first.filled());
+        }
+        let message = ready!(self.working()?.poll_next(cx));
         if let Some(Ok(message)) = &message {
             self.consumed += self.wire_size(message);
-            self.used = true;
         }
         Poll::Ready(message)
     }
@@ -77,25 +118,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 
     /// Hands a message over; it is on its way once [`Socket::poll_flush`] says so.
     pub fn start_send(&mut self, message: Message) -> tungstenite::Result<()> {
-        self.used = true;
-        self.inner()?.start_send(message)
+        self.working()?.start_send(message)
     }
 
     /// Ready when everything handed over has left.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<tungstenite::Result<()>> {
-        self.inner()?.poll_flush(cx)
+        self.working()?.poll_flush(cx)
     }
 
-    /// Gives the buffers' memory back: they stay as large as the largest message otherwise. Only where nothing is in them,
-    /// so call it when the link rests and everything is flushed.
-    pub fn trim(&mut self) {
-        if !self.used || self.consumed != self.received() {
-            return;
+    /// Gives all buffers back until there is work again; tells whether it did. Only where everything is flushed, and not
+    /// while part of a message is in them.
+    pub fn rest(&mut self) -> bool {
+        if self.consumed != self.received() {
+            return false;
         }
-        if let Some(ws) = self.inner.take() {
-            let fresh = WebSocketStream::from_raw_socket(ws.into_inner(), self.role, Some(config()));
-            self.inner = fresh.now_or_never();
-            self.used = false;
+        match std::mem::replace(&mut self.inner, State::Changing) {
+            State::Working(inner) => {
+                self.inner = State::Resting(inner.into_inner());
+                true
+            }
+            other => {
+                self.inner = other;
+                false
+            }
         }
     }
 }

@@ -128,6 +128,25 @@ impl Streams {
         }
     }
 
+    /// Gives back what a burst left, if there is no stream; tells whether that is so.
+    pub fn rest(&mut self) -> bool {
+        let rests = self.streams.is_empty() && !self.has_message();
+        if rests && self.streams.capacity() > 0 {
+            self.streams = HashMap::new();
+            for queue in [
+                &mut self.offered,
+                &mut self.opens,
+                &mut self.credits,
+                &mut self.small,
+                &mut self.bulk,
+            ] {
+                queue.shrink_to_fit();
+            }
+            self.resets.shrink_to_fit();
+        }
+        rests
+    }
+
     /// Whether the link ended.
     pub fn is_ended(&self) -> bool {
         self.ended
