@@ -14,10 +14,7 @@ on_each_transport! {
     async fn a_relay_that_stops_lets_streams_finish_and_takes_no_more(transport: Transport) {
         let path = Path::scripted(transport).await;
         let mut caller = path.caller().await;
-        let (answer, response) = tokio::join!(
-            async { path.upstream.next().await.begin(Response::builder()) },
-            caller.post("/api/chat", "{}"),
-        );
+        let (answer, response) = path.begun(&mut caller).await;
         let mut response = response;
         path.relay.shutdown.drain();
         until("the port to be closed", || std::net::TcpStream::connect(path.relay.address).is_err()).await;
@@ -35,10 +32,7 @@ on_each_transport! {
         let relay = TestRelay::with(|config| config.grace = Duration::from_millis(200)).await;
         let path = Path::with(relay, Upstream::scripted().await, transport).await;
         let mut caller = path.caller().await;
-        let (answer, response) = tokio::join!(
-            async { path.upstream.next().await.begin(Response::builder()) },
-            caller.post("/api/chat", "{}"),
-        );
+        let (answer, response) = path.begun(&mut caller).await;
         let mut response = response;
         path.relay.shutdown.drain();
         assert!(chunk(&mut response).await.unwrap().is_err());
@@ -110,10 +104,7 @@ on_each_transport! {
     async fn a_bridge_that_stops_lets_its_streams_finish_and_gets_no_more(transport: Transport) {
         let path = Path::scripted(transport).await;
         let mut caller = path.caller().await;
-        let (answer, response) = tokio::join!(
-            async { path.upstream.next().await.begin(Response::builder()) },
-            caller.post("/api/chat", "{}"),
-        );
+        let (answer, response) = path.begun(&mut caller).await;
         let mut response = response;
         path.bridge.shutdown.drain();
         until("the relay to give it no more", || path.relay.relay.registry.pick("ann", None).is_none()).await;

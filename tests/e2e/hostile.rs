@@ -87,10 +87,7 @@ async fn opened(path: &Path, socket: &mut Socket) {
 async fn broken_frames_overruns_and_floods_end_that_session_and_touch_no_other() {
     let path = Path::scripted(Transport::Ws).await;
     let mut witness = path.caller().await;
-    let (answer, response) = tokio::join!(
-        async { path.upstream.next().await.begin(Response::builder()) },
-        witness.post("/api/chat", "{}"),
-    );
+    let (answer, response) = path.begun(&mut witness).await;
     let mut response = response;
     let data = vec![0; 65_536];
     let attacks: Vec<(&str, Vec<BytesMut>)> = vec![

@@ -19,10 +19,7 @@ on_each_transport! {
     async fn a_caller_that_leaves_in_mid_stream_stops_the_upstream(transport: Transport) {
         let path = Path::scripted(transport).await;
         let mut caller = path.caller().await;
-        let (answer, response) = tokio::join!(
-            async { path.upstream.next().await.begin(Response::builder()) },
-            caller.post("/api/chat", "{}"),
-        );
+        let (answer, response) = path.begun(&mut caller).await;
         let mut response = response;
         answer.send("first").await;
         assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "first");
@@ -47,10 +44,7 @@ on_each_transport! {
     async fn a_caller_over_http2_that_resets_its_stream_stops_the_upstream(transport: Transport) {
         let path = Path::scripted(transport).await;
         let mut caller = crate::harness::Caller::connect_http2(path.relay.address, &path.token).await;
-        let (answer, response) = tokio::join!(
-            async { path.upstream.next().await.begin(Response::builder()) },
-            caller.post("/api/chat", "{}"),
-        );
+        let (answer, response) = path.begun(&mut caller).await;
         answer.send("first").await;
         drop(response);
         answer.abandoned().await;
@@ -71,10 +65,7 @@ on_each_transport! {
         .await;
         let path = Path::with(relay, Upstream::scripted().await, transport).await;
         let mut witness = path.caller().await;
-        let (answer, response) = tokio::join!(
-            async { path.upstream.next().await.begin(Response::builder()) },
-            witness.post("/api/chat", "{}"),
-        );
+        let (answer, response) = path.begun(&mut witness).await;
         let mut response = response;
         for round in 0..5 {
             let callers = join_all((0..500).map(|_| path.caller())).await;

@@ -106,4 +106,12 @@ impl Path {
     pub(crate) async fn caller(&self) -> Caller {
         Caller::connect(self.relay.address, &self.token).await
     }
+
+    /// A chat whose answer has begun: what writes its body, and what the caller has of it.
+    pub(crate) async fn begun(&self, caller: &mut Caller) -> (upstream::Answer, http::Response<hyper::body::Incoming>) {
+        tokio::join!(
+            async { self.upstream.next().await.begin(http::Response::builder()) },
+            caller.post("/api/chat", "{}"),
+        )
+    }
 }
