@@ -83,7 +83,7 @@ pub async fn run(config: Config, status: Arc<Status>, shutdown: Shutdown) -> Res
         policy,
         dialer,
     } = config;
-    let upstream = Upstream::new(upstream, upstream_headers, dialer.clone());
+    let upstream = Upstream::new(upstream, upstream_headers, dialer.direct());
     let local = Arc::new(Local::new(policy, upstream, Arc::clone(&status)));
     let identity = Who {
         client_id,
@@ -93,7 +93,7 @@ pub async fn run(config: Config, status: Arc<Status>, shutdown: Shutdown) -> Res
         ephemeral,
     };
     let mut bridge = Bridge {
-        network: Network::new(format!("{}:{}", relay.origin().host(), relay.origin().port())),
+        network: Network::new(dialer.first_hop(relay.origin())),
         credential: Credential::new(token),
         links: JoinSet::new(),
         current: None,

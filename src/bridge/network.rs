@@ -16,9 +16,9 @@ const JUMP: Duration = Duration::from_secs(5);
 pub enum Change {
     /// The wall clock jumped.
     ClockJumped,
-    /// Another local address leads to the relay now.
+    /// Another local address leads there now.
     AddressChanged,
-    /// The relay's name has an address again.
+    /// The name to connect to, the relay's or its proxy's, has an address again.
     NameResolves,
 }
 
@@ -27,7 +27,7 @@ impl std::fmt::Display for Change {
         f.write_str(match self {
             Self::ClockJumped => "the computer woke up",
             Self::AddressChanged => "the network changed",
-            Self::NameResolves => "the relay's name resolves again",
+            Self::NameResolves => "the name resolves again",
         })
     }
 }
@@ -51,7 +51,7 @@ struct Seen {
 }
 
 impl Network {
-    /// Watches the way to `host:port`.
+    /// Watches the way to `host:port`: of the relay, or of the proxy that leads to it.
     pub fn new(authority: String) -> Self {
         Self {
             authority,

@@ -8,6 +8,7 @@ use anyhow::Context;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use super::proxy::ProxyArgs;
 use super::{Exit, Failure};
 use crate::bridge::config::{Config, TokenSource};
 use crate::bridge::policy::{Policy, Rule};
@@ -88,6 +89,8 @@ struct NetworkArgs {
     /// Trust the certificates in this PEM file too
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
+    #[command(flatten)]
+    proxy: ProxyArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -193,7 +196,8 @@ impl TryFrom<Args> for Config {
             None => HeaderMap::new(),
         };
         let dialer = Dialer::new(args.network.ca_file.as_deref(), CONNECT_TIMEOUT)
-            .map_err(|error| Failure::usage(format!("{error}")))?;
+            .map_err(|error| Failure::usage(format!("{error}")))?
+            .with_proxies(args.network.proxy.proxies()?);
         Ok(Self {
             relay,
             token,

@@ -2,6 +2,7 @@
 
 pub mod bridge;
 pub mod demo;
+mod proxy;
 pub mod relay;
 
 use std::process::ExitCode;

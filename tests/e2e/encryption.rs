@@ -1,26 +1,23 @@
 //! TLS between bridge and relay, and between bridge and local server.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::Response;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::pki_types::PrivateKeyDer;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
-use tokio_rustls::TlsAcceptor;
 use tunnel::bridge::status::Phase;
 use tunnel::transport::dial::Dialer;
 use tunnel::transport::full;
 
+use crate::harness::tls::Authority;
 use crate::harness::{Caller, TestBridge, TestRelay, Upstream, on_each_transport, ready, text, within};
 
 /// Speaks TLS and passes what is inside on, as a proxy in front of a relay does.
 struct TlsFront {
     address: SocketAddr,
-    folder: tempfile::TempDir,
+    authority: Authority,
     task: AbortHandle,
 }
 
@@ -32,28 +29,8 @@ impl Drop for TlsFront {
 
 impl TlsFront {
     async fn before(target: SocketAddr) -> Self {
-        let mut authority = CertificateParams::default();
-        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
-        let key = KeyPair::generate().unwrap();
-        let names = vec!["localhost".to_owned()];
-        let certificate = CertificateParams::new(names)
-            .unwrap()
-            .signed_by(&key, &authority)
-            .unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("ca.pem"), authority.pem()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(
-                vec![certificate.der().clone()],
-                PrivateKeyDer::Pkcs8(key.serialize_der().into()),
-            )
-            .unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let authority = Authority::named("Test CA");
+        let acceptor = authority.acceptor("localhost");
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let task = tokio::spawn(async move {
@@ -69,13 +46,13 @@ impl TlsFront {
         });
         Self {
             address,
-            folder,
+            authority,
             task: task.abort_handle(),
         }
     }
 
     fn ca_file(&self) -> std::path::PathBuf {
-        self.folder.path().join("ca.pem")
+        self.authority.ca_file()
     }
 
     fn url(&self) -> String {
@@ -89,7 +66,8 @@ on_each_transport! {
         let upstream = Upstream::scripted().await;
         let (front, local) = (TlsFront::before(relay.address).await, TlsFront::before(upstream.address).await);
         // Both authorities in one file.
-        let both = front.folder.path().join("both.pem");
+        let folder = tempfile::tempdir().unwrap();
+        let both = folder.path().join("both.pem");
         let certificates = [front.ca_file(), local.ca_file()].map(|path| std::fs::read_to_string(path).unwrap());
         std::fs::write(&both, certificates.concat()).unwrap();
         let bridge = TestBridge::to(&relay, &upstream)

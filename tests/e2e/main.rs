@@ -10,6 +10,7 @@
 mod harness;
 
 mod breaking;
+mod corporate;
 mod cors;
 mod desktops;
 mod draining;

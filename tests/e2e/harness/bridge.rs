@@ -14,7 +14,7 @@ use tunnel::bridge::{self, Stopped};
 use tunnel::random;
 use tunnel::shutdown::Shutdown;
 use tunnel::token::Secret;
-use tunnel::transport::dial::Dialer;
+use tunnel::transport::dial::{Dialer, Proxies};
 
 use super::{TestRelay, Upstream, within};
 
@@ -34,6 +34,7 @@ pub(crate) struct Plan {
     relay: String,
     upstream: String,
     ca_file: Option<PathBuf>,
+    proxies: Proxies,
     user: String,
     token: Option<TokenSource>,
     name: String,
@@ -54,6 +55,7 @@ impl TestBridge {
             relay: format!("http://{relay}"),
             upstream: format!("http://{upstream}"),
             ca_file: None,
+            proxies: Proxies::default(),
             user: "ann".to_owned(),
             token: None,
             name: "box".to_owned(),
@@ -120,6 +122,12 @@ impl Plan {
         self
     }
 
+    /// As if the variable `HTTPS_PROXY` said so.
+    pub(crate) fn proxy(mut self, url: &str) -> Self {
+        self.proxies = Proxies::all(url, "HTTPS_PROXY").unwrap();
+        self
+    }
+
     pub(crate) fn user(mut self, user: &str) -> Self {
         self.user = user.to_owned();
         self
@@ -183,7 +191,9 @@ impl Plan {
             upstream: self.upstream.parse().unwrap(),
             upstream_headers: HeaderMap::new(),
             policy: Policy::new(self.manage, rules),
-            dialer: Dialer::new(self.ca_file.as_deref(), Duration::from_secs(5)).unwrap(),
+            dialer: Dialer::new(self.ca_file.as_deref(), Duration::from_secs(5))
+                .unwrap()
+                .with_proxies(self.proxies),
         };
         let status = Arc::new(Status::default());
         let shutdown = Shutdown::new();

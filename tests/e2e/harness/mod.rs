@@ -2,10 +2,12 @@
 
 pub(crate) mod bridge;
 pub(crate) mod caller;
+pub(crate) mod corporate;
 #[cfg(target_os = "linux")]
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod relay;
+pub(crate) mod tls;
 pub(crate) mod upstream;
 
 use std::time::Duration;
