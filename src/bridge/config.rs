@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use http::HeaderMap;
 
+use super::choice::{Mode, Timing};
 use super::policy::Policy;
 use crate::token::Secret;
 use crate::transport::dial::{BaseUrl, Dialer, RelayUrl};
@@ -30,6 +31,12 @@ pub struct Config {
     pub policy: Policy,
     /// How connections are made.
     pub dialer: Dialer,
+    /// How to talk to the relay.
+    pub transport: Mode,
+    /// When the other transport is tried.
+    pub timing: Timing,
+    /// Where it is kept what was learned of networks; nowhere, if none.
+    pub memory: Option<PathBuf>,
 }
 
 /// Where a token comes from.

@@ -1,45 +1,48 @@
 //! The process on the desktop: dials out to the relay, stays connected, answers requests from the local server.
 //!
-//! [`run`] never gives up for what may pass; [`connect_once`] is one try. A request that arrives walks through [`local`]:
-//! [`policy`] and [`cloud`], then [`upstream`].
+//! [`run`] never gives up for what may pass; [`Bridge::connect_once`] is one try, over the transport that [`choice`] names, and
+//! `uplink` is the link it makes. A request that arrives walks through [`local`]: [`policy`] and [`cloud`], then [`upstream`].
 
-pub mod backoff;
+pub mod choice;
 pub mod cloud;
 pub mod config;
+mod connect;
 pub mod credential;
 pub mod local;
+pub mod memory;
 pub mod network;
 pub mod policy;
 pub mod status;
+mod uplink;
 pub mod upstream;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::Instant;
+use futures_util::future::BoxFuture;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
 
-use self::backoff::Backoff;
+use self::choice::{Choice, Transport};
 use self::config::Config;
 use self::credential::{Credential, TokenError};
 use self::local::Local;
+use self::memory::Memory;
 use self::network::{Change, Network};
 use self::status::{Phase, Status};
+use self::uplink::{Connector, Ended, Fresh, Happening, Uplink};
 use self::upstream::Upstream;
 use crate::random;
 use crate::shutdown::Shutdown;
-use crate::transport::Exchange;
-use crate::transport::dial::{DialError, Dialer, RelayUrl, Stream};
-use crate::transport::ws::bridge::{ConnectError, Hello, answer, connect};
-use crate::transport::ws::close;
-use crate::transport::ws::control::Control;
-use crate::transport::ws::mux::{Driver, End, Event, Mux};
+use crate::token::Secret;
+use crate::transport::attach::ConnectError;
+use crate::transport::backoff::{Backoff, jitter};
+use crate::transport::dial::DialError;
+use crate::transport::pace::Pace;
+use crate::transport::ws::TUNING;
 
 /// After an earlier success, a refused token is tried again for so long: the relay may just be set up anew.
 const REFUSED_FOR: Duration = Duration::from_secs(600);
-/// How long the answer to the upgrade may take.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Older links that finish what they have, at once.
 const OLDER_LINKS: usize = 4;
 /// How long a bridge that stops lets its exchanges finish.
@@ -48,6 +51,8 @@ const GRACE: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_secs(1);
 /// A link that lived so long was a success: the next wait is a short one again.
 const STABLE: Duration = Duration::from_secs(10);
+/// Between two looks at the figures of a link.
+const TICK: Duration = Duration::from_secs(1);
 
 /// Why a bridge ends by itself.
 #[derive(Debug, thiserror::Error)]
@@ -71,30 +76,26 @@ pub enum Stopped {
 /// # Errors
 /// [`Stopped`].
 pub async fn run(config: Config, status: Arc<Status>, shutdown: Shutdown) -> Result<(), Stopped> {
-    let Config {
-        relay,
-        token,
-        name,
-        priority,
-        ephemeral,
-        client_id,
-        upstream,
-        upstream_headers,
-        policy,
-        dialer,
-    } = config;
-    let upstream = Upstream::new(upstream, upstream_headers, dialer.direct());
-    let local = Arc::new(Local::new(policy, upstream, Arc::clone(&status)));
-    let identity = Who {
-        client_id,
+    let upstream = Upstream::new(config.upstream, config.upstream_headers, config.dialer.direct());
+    let local = Arc::new(Local::new(config.policy, upstream, Arc::clone(&status)));
+    let network = Network::new(config.dialer.first_hop(config.relay.origin()));
+    let connector = Arc::new(Connector {
+        relay: config.relay,
+        dialer: config.dialer,
+        client_id: config.client_id,
         instance: random::name()?,
-        name,
-        priority,
-        ephemeral,
-    };
+        name: config.name,
+        priority: config.priority,
+        ephemeral: config.ephemeral,
+        exchange: Arc::clone(&local) as _,
+    });
     let mut bridge = Bridge {
-        network: Network::new(dialer.first_hop(relay.origin())),
-        credential: Credential::new(token),
+        connector,
+        choice: Choice::new(config.transport, config.timing, None),
+        memory: Memory::open(config.memory),
+        credential: Credential::new(config.token),
+        network,
+        pace: Pace::new(TUNING.ping_interval),
         links: JoinSet::new(),
         current: None,
         older: Vec::new(),
@@ -102,10 +103,6 @@ pub async fn run(config: Config, status: Arc<Status>, shutdown: Shutdown) -> Res
         refused_since: None,
         succeeded: false,
         last_why: None,
-        relay,
-        dialer,
-        identity,
-        local: Arc::clone(&local),
         status,
     };
     tokio::select! {
@@ -115,71 +112,79 @@ pub async fn run(config: Config, status: Arc<Status>, shutdown: Shutdown) -> Res
     }
     tokio::select! {
         () = bridge.drain() => {}
-        () = tokio::time::sleep(GRACE) => {}
+        () = sleep(GRACE) => {}
         () = shutdown.ended() => {}
     }
     Ok(())
 }
 
-struct Who {
-    client_id: String,
-    instance: String,
-    name: String,
-    priority: i32,
-    ephemeral: bool,
-}
-
 struct Bridge {
-    relay: RelayUrl,
-    dialer: Dialer,
-    identity: Who,
+    connector: Arc<Connector>,
+    choice: Choice,
+    memory: Memory,
     credential: Credential,
-    local: Arc<Local>,
-    status: Arc<Status>,
     network: Network,
-    backoff: Backoff,
+    /// What WebSocket links survive here.
+    pace: Pace,
     links: JoinSet<()>,
-    current: Option<Mux>,
-    older: Vec<AbortHandle>,
+    current: Option<Uplink>,
+    /// They finish what they have.
+    older: Vec<Uplink>,
+    status: Arc<Status>,
+    backoff: Backoff,
     refused_since: Option<Instant>,
     succeeded: bool,
     /// Why it was not connected when that was last told; the same reason is not told again and again.
     last_why: Option<String>,
 }
 
-/// A link that is driven by a task of its own.
-struct Connected {
-    mux: Mux,
-    happenings: mpsc::Receiver<Happening>,
-    task: AbortHandle,
-    name: String,
-}
-
-enum Happening {
-    Text(String),
-    Ended(End),
-}
-
 /// What to do after a link.
 enum Next {
     /// Connect at once, while the old link finishes what it has.
     Beside,
+    /// Use this one, while the old link finishes what it has.
+    Take(Fresh),
     /// The link is lost.
     Anew(String),
 }
 
+/// What the bridge sees while it is connected.
+enum Occurrence {
+    Happening(Happening),
+    Network(Change),
+    TokenDue,
+    /// WebSocket is to be tried beside polling.
+    Retry,
+    Tried(Result<Fresh, ConnectError>),
+    Tick,
+}
+
+type Attempt = BoxFuture<'static, Result<Fresh, ConnectError>>;
+
 impl Bridge {
     async fn stay_connected(&mut self) -> Stopped {
+        let mut fresh: Option<Fresh> = None;
+        self.recall().await;
         loop {
-            self.status.enter(Phase::Connecting);
             let began = Instant::now();
-            let (why, wait, resolving) = match self.connect_once().await {
-                Ok(connected) => match self.live(connected).await {
+            let connected = match fresh.take() {
+                Some(fresh) => Ok(fresh.begin(&mut self.links)),
+                None => {
+                    self.status.enter(Phase::Connecting);
+                    self.connect_once().await
+                }
+            };
+            let (why, wait, resolving) = match connected {
+                Ok(uplink) => match self.live(uplink).await {
+                    Ok(Next::Take(other)) => {
+                        fresh = Some(other);
+                        continue;
+                    }
                     Ok(Next::Beside) => {
                         if began.elapsed() < SHORT {
                             // A relay that sends every bridge away at once is not asked again and again.
                             let wait = self.backoff.next(None);
-                            tokio::time::sleep(wait).await;
+                            sleep(wait).await;
                         }
                         continue;
                     }
@@ -207,37 +212,32 @@ impl Bridge {
 
     async fn wait(&mut self, why: String, wait: Duration, resolving: bool) {
         self.status.set_round_trip(None);
-        self.current = None;
+        self.tell_away(why);
+        tokio::select! {
+            () = sleep(wait) => {}
+            change = self.network.changed(resolving) => {
+                tracing::info!("{change}: trying at once");
+                self.backoff.reset();
+                self.forget_network().await;
+            }
+        }
+    }
+
+    fn tell_away(&mut self, why: String) {
         let before = self.last_why.replace(why.clone());
         if before.as_ref() == Some(&why) {
-            tracing::debug!(
-                "still not connected: {why}; trying again in {:.1} s",
-                wait.as_secs_f64()
-            );
+            tracing::debug!("still not connected: {why}; trying again");
         } else {
             tracing::warn!("not connected: {why}; trying again and again");
         }
         self.status.enter(Phase::Waiting { why });
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            change = self.network.changed(resolving) => {
-                tracing::info!("{change}: trying at once");
-                self.backoff.reset();
-            }
-        }
     }
 
     /// Whether an error may pass, and when the relay asks to be asked again. Only the relay's own word refuses a token for good:
     /// anything else may be a captive portal or a proxy.
     fn judge(&mut self, error: &ConnectError) -> Result<Option<Duration>, Stopped> {
         match error {
-            ConnectError::Refused {
-                status, code, detail, ..
-            } if matches!(
-                (status.as_u16(), code.as_str()),
-                (401, "unauthorized") | (403, "forbidden")
-            ) =>
-            {
+            ConnectError::Refused { detail, .. } if error.is_final() => {
                 let since = *self.refused_since.get_or_insert_with(Instant::now);
                 if self.succeeded && since.elapsed() < REFUSED_FOR {
                     Ok(None)
@@ -252,115 +252,239 @@ impl Bridge {
         }
     }
 
-    /// One try to connect.
-    async fn connect_once(&mut self) -> Result<Connected, Failed> {
-        let hello = Hello {
-            token: self.credential.read()?,
-            client_id: self.identity.client_id.clone(),
-            instance: self.identity.instance.clone(),
-            name: self.identity.name.clone(),
-            priority: self.identity.priority,
-            ephemeral: self.identity.ephemeral,
+    /// Lives with a link until it is lost or another is wanted.
+    async fn live(&mut self, uplink: Uplink) -> Result<Next, Stopped> {
+        self.begin_live(&uplink).await;
+        self.current = Some(uplink);
+        let mut attempt: Option<Attempt> = None;
+        let mut next_survival = Instant::now() + self.pace.current();
+        let next = loop {
+            let Some(occurrence) = self.next_occurrence(&mut attempt).await else {
+                return Ok(Next::Anew("the link is gone".to_owned()));
+            };
+            match occurrence {
+                Occurrence::Happening(happening) => {
+                    if let Some(next) = self.take(happening)? {
+                        break next;
+                    }
+                }
+                Occurrence::Network(change) => {
+                    self.backoff.reset();
+                    self.forget_network().await;
+                    if let Some(next) = self.move_over(change) {
+                        break next;
+                    }
+                }
+                Occurrence::TokenDue => {
+                    if let Some(happening) = self.renew_token().await
+                        && let Some(next) = self.take(happening)?
+                    {
+                        break next;
+                    }
+                }
+                Occurrence::Retry => attempt = self.try_ws(),
+                Occurrence::Tried(outcome) => {
+                    attempt = None;
+                    if let Some(fresh) = self.judge_attempt(outcome) {
+                        break Next::Take(fresh);
+                    }
+                }
+                Occurrence::Tick => {
+                    if next_survival <= Instant::now() {
+                        self.pace.survived();
+                        next_survival = Instant::now() + self.pace.current();
+                    }
+                }
+            }
+            if let Some(uplink) = &self.current {
+                self.status.set_round_trip(uplink.round_trip());
+                uplink.set_ping_interval(self.pace.current());
+            }
         };
-        let connecting = connect(&self.dialer, &self.relay, &hello);
-        let (mux, driver, welcome) = tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting)
-            .await
-            .unwrap_or_else(|_| Err(ConnectError::Broken("no answer".into())))?;
-        let (sender, happenings) = mpsc::channel(16);
-        let exchange: Arc<dyn Exchange> = Arc::clone(&self.local) as _;
-        let task = self.links.spawn(drive(driver, exchange, sender));
-        Ok(Connected {
-            mux,
-            happenings,
-            task,
-            name: welcome.name,
+        self.leave(matches!(next, Next::Anew(_)));
+        Ok(next)
+    }
+
+    async fn begin_live(&mut self, uplink: &Uplink) {
+        self.succeeded = true;
+        self.refused_since = None;
+        self.last_why = None;
+        while self.links.try_join_next().is_some() {}
+        self.older.retain(|older| !older.is_finished());
+        let transport = uplink.transport;
+        let name = &uplink.welcome.name;
+        let why = self.why(transport);
+        match &why {
+            Some(why) => {
+                tracing::info!(relay = %self.connector.relay, name, transport = transport.name(), why, "connected")
+            }
+            None => tracing::info!(relay = %self.connector.relay, name, transport = transport.name(), "connected"),
+        }
+        if *name != self.connector.name {
+            let wished = &self.connector.name;
+            tracing::warn!("another desktop of yours is called {wished}; this one is {name} until that is gone");
+        }
+        match transport {
+            Transport::Ws => {
+                self.pace.reached();
+                self.choice.ws_worked();
+            }
+            Transport::Poll => self.choice.polling(jitter),
+        }
+        self.choice.steer(&uplink.welcome.transports, transport);
+        self.note_network().await;
+        self.status.enter(connected(uplink, why));
+    }
+
+    fn why(&self, transport: Transport) -> Option<String> {
+        match transport {
+            Transport::Ws => None,
+            Transport::Poll => self.choice.why_polling(),
+        }
+    }
+
+    /// What happens next; none without a link.
+    async fn next_occurrence(&mut self, attempt: &mut Option<Attempt>) -> Option<Occurrence> {
+        let uplink = self.current.as_mut()?;
+        let retry = self.choice.retry_at();
+        let retry = retry.filter(|_| attempt.is_none() && uplink.transport == Transport::Poll);
+        Some(tokio::select! {
+            happening = uplink.next() => Occurrence::Happening(happening),
+            change = self.network.changed(false) => Occurrence::Network(change),
+            () = self.credential.due() => Occurrence::TokenDue,
+            () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => Occurrence::Retry,
+            Some(outcome) = tried(attempt) => Occurrence::Tried(outcome),
+            () = sleep(TICK) => Occurrence::Tick,
         })
     }
 
-    /// Lives with a link until it is lost or another is wanted.
-    async fn live(&mut self, mut connected: Connected) -> Result<Next, Stopped> {
-        self.succeeded = true;
-        self.refused_since = None;
-        self.current = Some(connected.mux.clone());
-        self.reap();
-        self.last_why = None;
-        tracing::info!(relay = %self.relay, name = connected.name, transport = "ws", "connected");
-        if connected.name != self.identity.name {
-            let (got, wished) = (&connected.name, &self.identity.name);
-            tracing::warn!("another desktop of yours is called {wished}; this one is {got} until that is gone");
-        }
-        self.status.enter(Phase::Connected {
-            name: connected.name.clone(),
-            transport: "ws",
-        });
-        loop {
-            let next = tokio::select! {
-                happening = connected.happenings.recv() => self.take(&connected, happening),
-                change = self.network.changed(false) => Some(Ok(self.leave_for(&connected, change))),
-                () = self.credential.due() => tokio::select! {
-                    fresh = self.credential.renew(&self.dialer, &self.relay) => {
-                        if let Some(token) = fresh {
-                            let token = token.expose().to_owned();
-                            connected.mux.send_text(Control::Token { token }.to_text());
-                        }
-                        None
-                    }
-                    happening = connected.happenings.recv() => self.take(&connected, happening),
-                },
-                () = tokio::time::sleep(Duration::from_secs(1)) => None,
-            };
-            self.status.set_round_trip(connected.mux.pulse().round_trip());
-            if let Some(next) = next {
-                return next;
+    /// What a happening on the link means for it.
+    fn take(&mut self, happening: Happening) -> Result<Option<Next>, Stopped> {
+        let Some(uplink) = &self.current else {
+            return Ok(None);
+        };
+        let transport = uplink.transport;
+        match happening {
+            Happening::Drain => {
+                tracing::info!("connecting anew: the relay asks for it");
+                Ok(Some(Next::Beside))
+            }
+            Happening::Steer(names) if self.choice.steer(&names, transport) => {
+                tracing::info!("connecting anew: the relay prefers another transport");
+                Ok(Some(Next::Beside))
+            }
+            Happening::Steer(_) => Ok(None),
+            Happening::Away(why) => {
+                self.tell_away(why);
+                Ok(None)
+            }
+            Happening::Back => {
+                tracing::info!("connected again");
+                self.last_why = None;
+                self.status.enter(connected(uplink, self.why(transport)));
+                Ok(None)
+            }
+            Happening::Ended(Ended::Replaced) => Err(Stopped::Replaced),
+            Happening::Ended(Ended::Refused(error)) => {
+                self.judge(&error)?;
+                Ok(Some(Next::Anew(error.to_string())))
+            }
+            Happening::Ended(Ended::Lost { why, silence }) => {
+                if transport == Transport::Ws {
+                    self.choice.ws_lost(uplink.since.elapsed());
+                    silence.into_iter().for_each(|silence| self.pace.lost_after(silence));
+                }
+                Ok(Some(Next::Anew(why)))
             }
         }
     }
 
-    /// What a happening on the link means for it.
-    fn take(&mut self, connected: &Connected, happening: Option<Happening>) -> Option<Result<Next, Stopped>> {
-        match happening {
-            Some(Happening::Text(text)) => match Control::parse(&text) {
-                Control::Drain => Some(Ok(self.leave(connected, "the relay asks for it"))),
-                _ => None,
-            },
-            Some(Happening::Ended(end)) => Some(ended(end)),
-            None => Some(Ok(Next::Anew("the link is gone".into()))),
+    /// Another network: a WebSocket link gives way to a new one, a polling link goes on by itself.
+    fn move_over(&mut self, change: Change) -> Option<Next> {
+        let uplink = self.current.as_ref()?;
+        match uplink.transport {
+            Transport::Ws => {
+                tracing::info!("connecting anew: {change}");
+                Some(Next::Beside)
+            }
+            Transport::Poll => {
+                tracing::info!("going on over new connections: {change}");
+                uplink.network_changed();
+                None
+            }
         }
     }
 
-    fn leave_for(&mut self, connected: &Connected, change: Change) -> Next {
-        self.backoff.reset();
-        self.leave(connected, &change.to_string())
+    /// Renews the token, unless something happens on the link meanwhile.
+    async fn renew_token(&mut self) -> Option<Happening> {
+        let uplink = self.current.as_mut()?;
+        let Connector { dialer, relay, .. } = &*self.connector;
+        tokio::select! {
+            fresh = self.credential.renew(dialer, relay) => {
+                if let Some(token) = fresh {
+                    uplink.show_token(token);
+                }
+                None
+            }
+            happening = uplink.next() => Some(happening),
+        }
     }
 
-    /// Leaves a link to finish what it has.
-    fn leave(&mut self, connected: &Connected, why: &str) -> Next {
-        tracing::info!("connecting anew: {why}");
-        self.older.push(connected.task.clone());
+    /// Begins to try WebSocket beside polling.
+    fn try_ws(&mut self) -> Option<Attempt> {
+        let token: Secret = self.credential.read().ok()?;
+        tracing::debug!("trying WebSocket again");
+        Some(self.connector.ws(token, self.pace.current()))
+    }
+
+    fn judge_attempt(&mut self, outcome: Result<Fresh, ConnectError>) -> Option<Fresh> {
+        match outcome {
+            Ok(fresh) => {
+                tracing::info!("WebSocket works now");
+                Some(fresh)
+            }
+            Err(error) => {
+                tracing::debug!("WebSocket does not work yet: {error}");
+                self.choice.ws_failed(error.why_not_websocket(), jitter);
+                None
+            }
+        }
+    }
+
+    /// The current link finishes what it has, unless it is lost.
+    fn leave(&mut self, lost: bool) {
+        let Some(uplink) = self.current.take().filter(|_| !lost) else {
+            return;
+        };
+        uplink.leave();
+        self.older.push(uplink);
         if self.older.len() > OLDER_LINKS {
             self.older.remove(0).abort();
         }
-        Next::Beside
     }
 
     /// Asks the relay for no more work; it says goodbye once everything in flight, and on its way here, is finished.
     async fn drain(&mut self) {
-        if let Some(mux) = self.current.take() {
-            mux.send_text(Control::Drain.to_text());
+        if let Some(uplink) = self.current.take() {
+            uplink.drain().await;
         }
         while self.links.join_next().await.is_some() {}
     }
+}
 
-    fn reap(&mut self) {
-        while self.links.try_join_next().is_some() {}
-        self.older.retain(|task| !task.is_finished());
+/// The outcome of the attempt; none if there is none.
+async fn tried(attempt: &mut Option<Attempt>) -> Option<Result<Fresh, ConnectError>> {
+    match attempt {
+        Some(attempt) => Some(attempt.await),
+        None => None,
     }
 }
 
-fn ended(end: End) -> Result<Next, Stopped> {
-    match end {
-        End::Closed(close::REPLACED, _) => Err(Stopped::Replaced),
-        end => Ok(Next::Anew(end.to_string())),
+fn connected(uplink: &Uplink, why: Option<String>) -> Phase {
+    Phase::Connected {
+        name: uplink.welcome.name.clone(),
+        transport: uplink.transport.name(),
+        why,
     }
 }
 
@@ -378,27 +502,5 @@ impl From<TokenError> for Failed {
 impl From<ConnectError> for Failed {
     fn from(error: ConnectError) -> Self {
         Self::Connect(error)
-    }
-}
-
-/// Drives a link to its end; every stream is answered by a task of its own.
-async fn drive(mut driver: Driver<Stream>, exchange: Arc<dyn Exchange>, happenings: mpsc::Sender<Happening>) {
-    let mut streams = JoinSet::new();
-    loop {
-        tokio::select! {
-            biased;
-            event = driver.next() => match event {
-                Event::Stream(stream) => {
-                    streams.spawn(answer(stream, Arc::clone(&exchange)));
-                }
-                // A link that was left has nobody to tell.
-                Event::Text(text) => drop(happenings.try_send(Happening::Text(text))),
-                Event::Ended(end) => {
-                    drop(happenings.send(Happening::Ended(end)).await);
-                    return;
-                }
-            },
-            Some(_) = streams.join_next(), if !streams.is_empty() => {}
-        }
     }
 }

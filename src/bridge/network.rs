@@ -4,12 +4,15 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// The wall clock runs ahead of or behind the steady one by more than this: the machine slept, or the clock was set.
 const JUMP: Duration = Duration::from_secs(5);
+
+/// How long a look-up may hold up the first try to connect.
+const LOOKUP: Duration = Duration::from_secs(1);
 
 /// What changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +100,14 @@ impl Network {
                 return change;
             }
         }
+    }
+
+    /// The address this machine uses on the way to the relay, as far as that can be told without waiting long.
+    pub async fn local(&mut self) -> Option<IpAddr> {
+        if self.peer.is_none() {
+            self.peer = timeout(LOOKUP, self.resolve()).await.ok().flatten();
+        }
+        self.peer.and_then(local_address).or(self.seen.local)
     }
 
     async fn resolve(&mut self) -> Option<SocketAddr> {

@@ -17,6 +17,8 @@ pub enum Phase {
         name: String,
         /// The transport's name.
         transport: &'static str,
+        /// Why it is this one, where that is worth telling.
+        why: Option<String>,
     },
     /// Not connected, and waiting to try again.
     Waiting {

@@ -10,6 +10,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::proxy::ProxyArgs;
 use super::{Exit, Failure};
+use crate::bridge::choice::{self, Mode, Timing};
 use crate::bridge::config::{Config, TokenSource};
 use crate::bridge::policy::{Policy, Rule};
 use crate::bridge::status::{Phase, Status};
@@ -49,7 +50,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     priority: i32,
     /// How to talk to the relay
-    #[arg(long, value_enum, default_value = "ws")]
+    #[arg(long, value_enum, default_value = "auto")]
     transport: Transport,
     /// Where this desktop keeps its identity [default: the platform's folder for state]
     #[arg(long, value_name = "DIR")]
@@ -95,8 +96,22 @@ struct NetworkArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Transport {
-    /// WebSocket
+    /// WebSocket where it gets through, else HTTP polling
+    Auto,
+    /// WebSocket: low latency
     Ws,
+    /// HTTP polling: works where only plain HTTP gets through
+    Poll,
+}
+
+impl From<Transport> for Mode {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Auto => Self::Auto,
+            Transport::Ws => Self::Only(choice::Transport::Ws),
+            Transport::Poll => Self::Only(choice::Transport::Poll),
+        }
+    }
 }
 
 impl Args {
@@ -142,15 +157,18 @@ impl Args {
         }
     }
 
-    fn client_id(&self) -> Result<String, Failure> {
-        let folder = match &self.state_dir {
-            Some(folder) => folder.clone(),
+    fn state_folder(&self) -> Result<PathBuf, Failure> {
+        match &self.state_dir {
+            Some(folder) => Ok(folder.clone()),
             None => dirs::state_dir()
                 .or_else(dirs::data_local_dir)
                 .map(|state| state.join("tunnel"))
-                .ok_or_else(|| Failure::usage("there is no home folder here: name one with --state-dir DIR"))?,
-        };
-        let path = folder.join("client-id");
+                .ok_or_else(|| Failure::usage("there is no home folder here: name one with --state-dir DIR")),
+        }
+    }
+
+    fn client_id(&self) -> Result<String, Failure> {
+        let path = self.state_folder()?.join("client-id");
         let read = files::read_or_create(&path, || random::name().map(String::into_bytes)).with_context(|| {
             format!(
                 "cannot read or make {}; choose another folder with --state-dir",
@@ -209,6 +227,9 @@ impl TryFrom<Args> for Config {
             upstream_headers: headers,
             policy: args.policy()?,
             dialer,
+            transport: args.transport.into(),
+            timing: Timing::default(),
+            memory: Some(args.state_folder()?.join("networks")),
         })
     }
 }
@@ -241,8 +262,6 @@ fn read_headers(path: &Path) -> Result<HeaderMap, Failure> {
 /// # Errors
 /// [`Failure`] with its exit code.
 pub fn main(args: Args, bars: &MultiProgress) -> Result<(), Failure> {
-    // There is one transport so far; clap has refused every other.
-    let Transport::Ws = args.transport;
     let config = Config::try_from(args)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -286,7 +305,7 @@ async fn show(status: &Status, relay: &str, bars: &MultiProgress) -> std::conver
         let head = match &*status.phase().borrow() {
             Phase::Connecting => format!("connecting to {relay}"),
             Phase::Waiting { why } => format!("not connected: {why}"),
-            Phase::Connected { name, transport, .. } => {
+            Phase::Connected { name, transport, why } => {
                 let round_trip = figures
                     .round_trip
                     .map_or_else(String::new, |time| match time.as_millis() {
@@ -298,7 +317,8 @@ async fn show(status: &Status, relay: &str, bars: &MultiProgress) -> std::conver
                 } else {
                     ""
                 };
-                format!("{name} at {relay} ({transport}{round_trip}){away}")
+                let why = why.as_ref().map_or_else(String::new, |why| format!(" · {why}"));
+                format!("{name} at {relay} ({transport}{round_trip}){why}{away}")
             }
         };
         let rate = bytesize::ByteSize::b(rate as u64);

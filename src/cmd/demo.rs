@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use super::relay::{STOPPING, listen, warn_if_public};
 use super::{Failure, bridge as bridge_cmd, duration, print, tell};
 use crate::bridge;
+use crate::bridge::choice::{Mode, Timing, Transport};
 use crate::bridge::config::{Config as BridgeConfig, TokenSource};
 use crate::bridge::policy::Policy;
 use crate::bridge::status::{Phase, Status};
@@ -79,6 +80,9 @@ pub(super) async fn run(args: DemoArgs, address: SocketAddr, config: Config) -> 
         upstream_headers: HeaderMap::new(),
         policy: Policy::new(false, Vec::new()),
         dialer,
+        transport: Mode::Only(Transport::Ws),
+        timing: Timing::default(),
+        memory: None,
     };
     let status = Arc::new(Status::default());
     let relay = tokio::spawn(relay::serve(listener, Relay::new(config, tokens, shutdown.clone())));

@@ -14,7 +14,7 @@ use super::{Failure, demo, duration, print, size, tell};
 use crate::platform::raise_open_files;
 use crate::relay::auth::Scopes;
 use crate::relay::auth::tokens::Tokens;
-use crate::relay::config::{Config, Limits};
+use crate::relay::config::{Config, Limits, Transports};
 use crate::relay::{self, Relay};
 use crate::shutdown::Shutdown;
 use crate::{files, random};
@@ -60,6 +60,8 @@ pub struct Args {
     #[command(flatten)]
     secret: SecretArgs,
     #[command(flatten)]
+    transports: TransportArgs,
+    #[command(flatten)]
     limits: LimitArgs,
     #[command(flatten)]
     demo: demo::DemoArgs,
@@ -80,6 +82,23 @@ struct SecretArgs {
     /// The secret that signs tokens, 32 characters at least [default: jwt.secret in the data folder, made at the first start]
     #[arg(long, global = true, value_name = "FILE")]
     jwt_secret_file: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Transports")]
+struct TransportArgs {
+    /// What bridges are offered: ws (WebSocket), poll (HTTP polling)
+    #[arg(long, value_name = "LIST", default_value = "ws,poll", value_delimiter = ',')]
+    transports: Vec<Offered>,
+    /// The share of bridges that should prefer WebSocket; always the same ones
+    #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = clap::value_parser!(u8).range(0..=100))]
+    prefer_ws: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Offered {
+    Ws,
+    Poll,
 }
 
 #[derive(Debug, clap::Args)]
@@ -181,6 +200,11 @@ impl Args {
             cors_origins: self.cors_origins.clone(),
             wait_for_bridge: self.wait_for_bridge,
             grace: self.grace,
+            transports: Transports {
+                ws: self.transports.transports.contains(&Offered::Ws),
+                poll: self.transports.transports.contains(&Offered::Poll),
+                prefer_ws: self.transports.prefer_ws,
+            },
             limits: Limits {
                 connections: limits.max_connections,
                 head_size,

@@ -11,8 +11,42 @@ pub struct Config {
     pub wait_for_bridge: Duration,
     /// How long callers may take at a drain.
     pub grace: Duration,
+    /// The transports bridges are offered.
+    pub transports: Transports,
     /// The bounds.
     pub limits: Limits,
+}
+
+/// Which transports bridges are offered, and how they are steered to them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transports {
+    /// WebSocket.
+    pub ws: bool,
+    /// HTTP polling.
+    pub poll: bool,
+    /// The share of bridges that should prefer WebSocket where both are offered, percent.
+    pub prefer_ws: u8,
+}
+
+impl Transports {
+    /// Those offered to a bridge, the one it should prefer first. The same bridge always hears the same.
+    pub fn for_bridge(self, client_id: &str) -> Vec<String> {
+        let prefers_ws = share(client_id) < u64::from(self.prefer_ws);
+        let order = if prefers_ws { ["ws", "poll"] } else { ["poll", "ws"] };
+        let offered = order
+            .into_iter()
+            .filter(|name| if *name == "ws" { self.ws } else { self.poll });
+        offered.map(str::to_owned).collect()
+    }
+}
+
+/// Where a name stands among all names, 0 to 99 (FNV-1a: the same in every release).
+fn share(name: &str) -> u64 {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    // The low bits of so simple a hash follow the last octets too closely.
+    (hash ^ (hash >> 32)) % 100
 }
 
 /// The bounds of a relay.
@@ -44,6 +78,11 @@ impl Default for Config {
             cors_origins: Vec::new(),
             wait_for_bridge: Duration::from_secs(10),
             grace: Duration::from_secs(30),
+            transports: Transports {
+                ws: true,
+                poll: true,
+                prefer_ws: 100,
+            },
             limits: Limits::default(),
         }
     }
@@ -62,5 +101,38 @@ impl Default for Limits {
             body: None,
             idle: Duration::from_secs(15 * 60),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_of_the_bridges_prefers_websocket_and_always_the_same_ones() {
+        let steered = |prefer_ws| {
+            let transports = Transports {
+                ws: true,
+                poll: true,
+                prefer_ws,
+            };
+            (0..1000).filter(move |n| transports.for_bridge(&format!("client-{n}"))[0] == "ws")
+        };
+        assert_eq!(steered(0).count(), 0);
+        assert_eq!(steered(100).count(), 1000);
+        let some: Vec<_> = steered(30).collect();
+        assert!((250..350).contains(&some.len()), "{}", some.len());
+        let more: Vec<_> = steered(60).collect();
+        assert!(some.iter().all(|bridge| more.contains(bridge)));
+    }
+
+    #[test]
+    fn what_is_not_offered_is_not_named() {
+        let transports = Transports {
+            ws: false,
+            poll: true,
+            prefer_ws: 100,
+        };
+        assert_eq!(transports.for_bridge("any"), ["poll"]);
     }
 }

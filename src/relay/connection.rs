@@ -37,6 +37,8 @@ struct Shared {
     forwarded_for: HeaderValue,
     broken: Arc<AtomicBool>,
     upgraded: Arc<AtomicBool>,
+    /// A polling bridge uses the connection.
+    bridge: AtomicBool,
     opened: Instant,
     requests: AtomicU64,
     active: AtomicUsize,
@@ -51,6 +53,7 @@ impl Caller {
                 .unwrap_or_else(|_| HeaderValue::from_static("unknown")),
             broken: Arc::default(),
             upgraded: Arc::default(),
+            bridge: AtomicBool::new(false),
             opened: Instant::now(),
             requests: AtomicU64::new(0),
             active: AtomicUsize::new(0),
@@ -76,6 +79,11 @@ impl Caller {
     /// From now on the connection carries another protocol: what comes after our end of it is still wanted.
     pub fn set_upgraded(&self) {
         self.0.upgraded.store(true, Ordering::Release);
+    }
+
+    /// A polling bridge uses the connection: it stays open during a drain for as long as answers may come over it.
+    pub fn set_bridge(&self) {
+        self.0.bridge.store(true, Ordering::Release);
     }
 
     fn enter(&self) -> Active {
@@ -160,7 +168,7 @@ pub async fn serve(relay: Arc<Relay>, stream: TcpStream, address: SocketAddr, pe
                 }
                 peer_closed = true;
             }
-            () = relay.shutdown.draining(), if !draining => {
+            () = drained(&relay, &caller), if !draining => {
                 draining = true;
                 connection.as_mut().graceful_shutdown();
             }
@@ -172,6 +180,14 @@ pub async fn serve(relay: Arc<Relay>, stream: TcpStream, address: SocketAddr, pe
                 return;
             }
         }
+    }
+}
+
+/// Resolves when the connection should take no further request.
+async fn drained(relay: &Relay, caller: &Caller) {
+    relay.shutdown.draining().await;
+    if caller.0.bridge.load(Ordering::Acquire) {
+        relay.pollers.finished().await;
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{CONTENT_TYPE, RETRY_AFTER, UPGRADE, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 use serde_json::json;
 
@@ -36,6 +36,16 @@ pub enum Code {
     Draining,
     /// The body is larger than allowed.
     TooLarge,
+    /// What a bridge brings has no taker any more.
+    Gone,
+    /// Another process of the same bridge took over.
+    Replaced,
+    /// A part of an answer for which the caller has no room yet: the same again, at once.
+    NoRoom,
+    /// A WebSocket was expected here.
+    UpgradeRequired,
+    /// The transport of this bridge cannot carry it.
+    NotImplemented,
 }
 
 impl Code {
@@ -54,6 +64,11 @@ impl Code {
             Self::Overloaded => "overloaded",
             Self::Draining => "draining",
             Self::TooLarge => "too_large",
+            Self::Gone => "gone",
+            Self::Replaced => "replaced",
+            Self::NoRoom => "no_room",
+            Self::UpgradeRequired => "upgrade_required",
+            Self::NotImplemented => "not_implemented",
         }
     }
 
@@ -63,10 +78,14 @@ impl Code {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Forbidden | Self::Policy => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
-            Self::NoBridge | Self::Overloaded | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoBridge | Self::Overloaded | Self::Draining | Self::NoRoom => StatusCode::SERVICE_UNAVAILABLE,
             Self::BridgeGone | Self::UpstreamUnreachable => StatusCode::BAD_GATEWAY,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Gone => StatusCode::GONE,
+            Self::Replaced => StatusCode::CONFLICT,
+            Self::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
+            Self::NotImplemented => StatusCode::NOT_IMPLEMENTED,
         }
     }
 
@@ -74,6 +93,7 @@ impl Code {
         match self {
             Self::NoBridge | Self::Draining => Some(Duration::from_secs(5)),
             Self::Timeout | Self::Overloaded => Some(Duration::from_secs(1)),
+            Self::NoRoom => Some(Duration::ZERO),
             _ => None,
         }
     }
@@ -161,6 +181,9 @@ impl Error {
         if let Some(after) = self.code.retry_after() {
             headers.insert(RETRY_AFTER, after.as_secs().into());
         }
+        if self.code == Code::UpgradeRequired {
+            headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        }
         if self.code == Code::Unauthorized {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"tunnel\""));
         }
@@ -213,6 +236,9 @@ fn refused(code: &str, detail: &str) -> Error {
         "bad_request" => Code::BadRequest,
         "overloaded" => Code::Overloaded,
         "upstream_unreachable" => Code::UpstreamUnreachable,
+        "too_large" => Code::TooLarge,
+        "timeout" => Code::Timeout,
+        "not_implemented" => Code::NotImplemented,
         _ => Code::BridgeGone,
     };
     let detail = if detail.is_empty() {

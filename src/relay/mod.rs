@@ -2,7 +2,7 @@
 //!
 //! A caller's request walks down this list: [`connection`] (one TCP connection), [`router`] (whose path it is), [`auth`] (who
 //! asks), [`dispatch`] (to which bridge, and back), [`registry`] (which bridges there are). A bridge's walks into
-//! [`session`]; what the relay answers itself is in [`own`]; [`error`] and [`cors`] finish every answer.
+//! [`session`] or [`polling`]; what the relay answers itself is in [`own`]; [`error`] and [`cors`] finish every answer.
 
 pub mod auth;
 pub mod config;
@@ -11,6 +11,7 @@ pub mod cors;
 pub mod dispatch;
 pub mod error;
 pub mod own;
+pub mod polling;
 pub mod registry;
 pub mod router;
 pub mod session;
@@ -32,6 +33,7 @@ use self::config::Config;
 use self::connection::{Active, Caller};
 use self::cors::Cors;
 use self::error::{Code, Error, Shape};
+use self::polling::Pollers;
 use self::registry::Registry;
 use self::router::Route;
 use crate::shutdown::Shutdown;
@@ -54,6 +56,8 @@ pub struct Relay {
     pub tokens: Tokens,
     /// The bridges that are connected.
     pub registry: Registry,
+    /// Those of them that poll.
+    pub pollers: Pollers,
     /// Who may call from a web page.
     pub cors: Cors,
     /// How it stops.
@@ -67,6 +71,7 @@ impl Relay {
     pub fn new(config: Config, tokens: Tokens, shutdown: Shutdown) -> Arc<Self> {
         Arc::new(Self {
             registry: Registry::new(config.limits.bridges_per_user),
+            pollers: Pollers::default(),
             cors: Cors::new(config.cors_origins.clone()),
             connections: Arc::new(Semaphore::new(config.limits.connections)),
             request_ids: RequestIds::new(),
@@ -187,6 +192,10 @@ async fn respond(
         Route::RenewToken => own::renew_token(relay, headers),
         Route::Bridges => own::bridges(relay, headers).await,
         Route::Bridge => session::upgrade(relay, request),
+        Route::Polling(asked) => {
+            caller.set_bridge();
+            polling::answer(relay, asked, request).await
+        }
         Route::Forward(target) => {
             let identity = auth::caller(&relay.tokens, headers)?;
             dispatch::forward(relay, caller, active, &identity, target, request).await

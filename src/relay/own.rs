@@ -86,7 +86,7 @@ async fn describe(session: &Arc<Session>, limit: usize) -> Value {
         "id": bridge.bridge_id,
         "name": bridge.name,
         "transport": session.transport,
-        "reason": null,
+        "reason": session.reason,
         "priority": bridge.priority,
         "connectedSince": unix_ms(Some(session.since.1)),
         "lastSeen": unix_ms(last_seen),
@@ -127,7 +127,7 @@ async fn names(session: &Arc<Session>, path: &str, list: &str, name: &str) -> Op
     Some(names.collect())
 }
 
-fn json_response(status: StatusCode, value: &Value) -> Response<Body> {
+pub(super) fn json_response(status: StatusCode, value: &Value) -> Response<Body> {
     let mut response = Response::new(full(value.to_string()));
     *response.status_mut() = status;
     let headers = response.headers_mut();

@@ -39,6 +39,8 @@ pub struct Session {
     pub connection_id: u64,
     /// The transport's name, `ws` or `poll`.
     pub transport: &'static str,
+    /// Why it is this one, if the bridge said.
+    pub reason: Option<String>,
     /// Since when this process of the bridge has been here, over whatever connections.
     pub since: (Instant, SystemTime),
     link: Arc<dyn Link>,
@@ -205,6 +207,7 @@ impl Registry {
         &self,
         mut identity: Identity,
         transport: &'static str,
+        reason: Option<String>,
         link: Arc<dyn Link>,
     ) -> Result<Arc<Session>, Full> {
         let mut users = self.lock();
@@ -226,6 +229,7 @@ impl Registry {
             identity,
             connection_id: self.next_connection.fetch_add(1, Ordering::Relaxed),
             transport,
+            reason,
             since,
             link,
             retired: AtomicBool::new(false),

@@ -23,8 +23,29 @@ pub enum Route {
     Version,
     /// A fresh token for a valid one.
     RenewToken,
+    /// A bridge that polls.
+    Polling(Polling),
     /// To a bridge.
     Forward(Target),
+}
+
+/// What a polling bridge asks for (protocol.md section 3); the ids are as they stand in the path.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Polling {
+    /// To be registered.
+    Register,
+    /// For requests.
+    Poll(String),
+    /// For a part of a request's body: bridge, request, number.
+    Body(String, String, u32),
+    /// To take an answer, or a part of one: bridge, and the request if the path names it.
+    Respond(String, Option<String>),
+    /// To be known as alive.
+    Heartbeat(String),
+    /// To note which model servers it has.
+    Providers(String),
+    /// How it stands.
+    Status(String),
 }
 
 /// A request for a bridge.
@@ -49,7 +70,7 @@ pub fn route(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Route, E
         "/api/bridge" => return read_only(method, Route::Bridges),
         "/-/version" => return read_only(method, Route::Version),
         "/-/token/renew" if method == Method::POST => return Ok(Route::RenewToken),
-        _ if is_owned(path) => return Err(Error::not_found()),
+        _ if is_owned(path) => return polling(method, path).map(Route::Polling).ok_or_else(Error::not_found),
         _ => {}
     }
     let (named, rest) = split_prefix(path);
@@ -64,6 +85,28 @@ pub fn route(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Route, E
         path_and_query.push_str(query);
     }
     Ok(Route::Forward(Target { bridge, path_and_query }))
+}
+
+/// The routes of polling bridges, and the same under the paths of shipped desktop apps.
+fn polling(method: &Method, path: &str) -> Option<Polling> {
+    let segments: Vec<&str> = path.strip_prefix("/api/bridge/")?.split('/').collect();
+    if segments.iter().any(|segment| segment.is_empty()) {
+        return None;
+    }
+    let owned = |text: &str| text.to_owned();
+    match (method, segments.as_slice()) {
+        (&Method::POST, ["register"]) => Some(Polling::Register),
+        (&Method::GET, ["poll", bridge] | [bridge, "poll"]) => Some(Polling::Poll(owned(bridge))),
+        (&Method::GET, ["poll", bridge, request, "body", n]) => {
+            Some(Polling::Body(owned(bridge), owned(request), n.parse().ok()?))
+        }
+        (&Method::POST, ["respond", bridge, request]) => Some(Polling::Respond(owned(bridge), Some(owned(request)))),
+        (&Method::POST, [bridge, "response"]) => Some(Polling::Respond(owned(bridge), None)),
+        (&Method::POST, ["heartbeat", bridge] | [bridge, "heartbeat"]) => Some(Polling::Heartbeat(owned(bridge))),
+        (&Method::POST, [bridge, "provider-status"]) => Some(Polling::Providers(owned(bridge))),
+        (&Method::GET, [bridge, "status"]) => Some(Polling::Status(owned(bridge))),
+        _ => None,
+    }
 }
 
 fn read_only(method: &Method, route: Route) -> Result<Route, Error> {
@@ -160,6 +203,50 @@ mod tests {
             "/api/bridge/nothing",
         ] {
             assert_eq!(get(uri), Err(Error::not_found()), "{uri}");
+        }
+    }
+
+    #[test]
+    fn the_paths_of_polling_and_of_shipped_apps_lead_to_the_same() {
+        let to = |method: Method, uri: &str| match route(&method, &uri.parse().unwrap(), &HeaderMap::new()) {
+            Ok(Route::Polling(polling)) => Some(polling),
+            _ => None,
+        };
+        let id = || "B".to_owned();
+        assert_eq!(to(Method::POST, "/api/bridge/register"), Some(Polling::Register));
+        for (method, ours, theirs, polling) in [
+            (Method::GET, "poll/B", "B/poll", Polling::Poll(id())),
+            (Method::POST, "heartbeat/B", "B/heartbeat", Polling::Heartbeat(id())),
+        ] {
+            for path in [ours, theirs] {
+                assert_eq!(
+                    to(method.clone(), &format!("/api/bridge/{path}")).as_ref(),
+                    Some(&polling)
+                );
+            }
+        }
+        assert_eq!(
+            to(Method::GET, "/api/bridge/poll/B/r-1/body/3"),
+            Some(Polling::Body(id(), "r-1".into(), 3))
+        );
+        assert_eq!(
+            to(Method::POST, "/api/bridge/respond/B/r-1"),
+            Some(Polling::Respond(id(), Some("r-1".into())))
+        );
+        assert_eq!(
+            to(Method::POST, "/api/bridge/B/response"),
+            Some(Polling::Respond(id(), None))
+        );
+        for path in [
+            "poll",
+            "poll/",
+            "poll/B/r/body/x",
+            "poll/B/r/body/-1",
+            "B/poll/",
+            "/B/poll",
+            "respond/B",
+        ] {
+            assert_eq!(to(Method::GET, &format!("/api/bridge/{path}")), None, "{path}");
         }
     }
 

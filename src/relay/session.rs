@@ -45,6 +45,12 @@ pub fn upgrade(relay: &Arc<Relay>, mut request: Request<Incoming>) -> Result<Res
         ));
     }
     let owner = auth::bridge(&relay.tokens, headers, request.uri().query())?;
+    if !relay.config.transports.ws {
+        return Err(Error::new(
+            Code::NotFound,
+            "this relay offers no WebSocket (its option --transports)",
+        ));
+    }
     if relay.shutdown.is_draining() {
         return Err(Error::new(
             Code::Draining,
@@ -53,6 +59,10 @@ pub fn upgrade(relay: &Arc<Relay>, mut request: Request<Incoming>) -> Result<Res
     }
     let key = handshake_key(headers)?;
     let mut identity = read_identity(relay, &owner, headers)?;
+    let transports = relay
+        .config
+        .transports
+        .for_bridge(&text(headers, &names::TUNNEL_CLIENT_ID)?);
     identity.name = relay.registry.reserve_name(&identity).map_err(|_| too_many_bridges())?;
 
     let mut response = Response::new(empty());
@@ -76,7 +86,7 @@ pub fn upgrade(relay: &Arc<Relay>, mut request: Request<Incoming>) -> Result<Res
         let relay = Arc::clone(relay);
         async move {
             if let Ok(upgraded) = upgraded.await {
-                run(relay, upgraded, identity, owner).await;
+                run(relay, upgraded, identity, owner, transports).await;
             }
         }
     };
@@ -88,7 +98,10 @@ fn handshake_key(headers: &HeaderMap) -> Result<Vec<u8>, Error> {
     let bad = |detail| Error::new(Code::BadRequest, detail);
     let websocket = names::is_upgrade(headers) && names::has_token(headers, &UPGRADE, "websocket");
     let key = headers.get(SEC_WEBSOCKET_KEY).filter(|_| websocket).ok_or_else(|| {
-        bad("this is where bridges connect, by WebSocket; if this was one, a proxy removed its Upgrade header")
+        Error::new(
+            Code::UpgradeRequired,
+            "this is where bridges connect, by WebSocket; if this was one, a proxy removed its Upgrade header",
+        )
     })?;
     if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
         return Err(bad("only version 13 of WebSocket is spoken here"));
@@ -135,12 +148,18 @@ fn text(headers: &HeaderMap, name: &HeaderName) -> Result<String, Error> {
         .ok_or_else(|| Error::new(Code::BadRequest, format!("the header {name} is missing or too long")))
 }
 
-fn too_many_bridges() -> Error {
+pub(super) fn too_many_bridges() -> Error {
     Error::new(Code::Overloaded, "you have as many bridges connected as one user may")
 }
 
 /// One session, from the upgrade to the end of its link.
-async fn run(relay: Arc<Relay>, upgraded: Upgraded, identity: Identity, owner: auth::Identity) {
+async fn run(
+    relay: Arc<Relay>,
+    upgraded: Upgraded,
+    identity: Identity,
+    owner: auth::Identity,
+    transports: Vec<String>,
+) {
     let Ok(parts) = auto::upgrade::downcast::<TokioIo<CallerIo>>(upgraded) else {
         tracing::error!("a bridge's connection is not the one that was accepted");
         return;
@@ -157,13 +176,16 @@ async fn run(relay: Arc<Relay>, upgraded: Upgraded, identity: Identity, owner: a
         return;
     };
     let shared: Arc<dyn Link> = Arc::clone(&link) as _;
-    let Ok(session) = relay.registry.insert(identity, "ws", shared) else {
+    let Ok(session) = relay.registry.insert(identity, "ws", None, shared) else {
         link.end(Ending::Done);
         drive_to_end(&mut driver).await;
         return;
     };
     let bridge = &session.identity;
     tracing::info!(user = %bridge.user, bridge = %bridge.name, transport = "ws", "bridge connected");
+    if transports.first().is_some_and(|preferred| preferred != "ws") {
+        link.send(&Control::Steer { transports });
+    }
     let mut owner = owner;
     for text in said {
         take_control(&relay, &session, &mut owner, &text);
@@ -249,7 +271,7 @@ fn take_token(relay: &Relay, owner: &mut auth::Identity, token: &str) {
 }
 
 /// Resolves when the session's token ends.
-async fn token_end(owner: &auth::Identity) {
+pub(super) async fn token_end(owner: &auth::Identity) {
     match owner.expires {
         None => std::future::pending().await,
         Some(end) => loop {

@@ -3,12 +3,16 @@
 //! Everything below knows HTTP and bytes, never users or storage. Neighbours: `relay` and `bridge` stand on this module and
 //! never on each other.
 
+pub mod attach;
+pub mod backoff;
 pub mod dial;
 pub mod expect;
 pub mod headers;
 pub mod http1;
 pub mod idle;
+pub mod pace;
 pub mod path;
+pub mod poll;
 pub mod socket;
 pub mod upgrade;
 pub mod ws;

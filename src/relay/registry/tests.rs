@@ -46,7 +46,7 @@ fn identity(bridge: &str, instance: &str, name: &str) -> Identity {
 
 fn insert(registry: &Registry, identity: Identity) -> Arc<Session> {
     registry
-        .insert(identity, "ws", Arc::new(Double(AtomicBool::new(true))))
+        .insert(identity, "ws", None, Arc::new(Double(AtomicBool::new(true))))
         .unwrap()
 }
 

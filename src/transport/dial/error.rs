@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Why a server could not be reached.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum DialError {
     /// The name has no address now; of the server or of the proxy, whichever has to be found here.
     #[error("cannot find {host}: {detail}")]

@@ -1,16 +1,15 @@
 //! The bridge's end of a `ws` link: asks the relay for the upgrade, then answers every stream as an HTTP/1.1 server.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use http::header::{
-    AUTHORIZATION, CONNECTION, HOST, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+    AUTHORIZATION, CONNECTION, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
     SEC_WEBSOCKET_VERSION, UPGRADE,
 };
-use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -23,74 +22,16 @@ use super::mux::{self, Driver, Mux};
 use super::socket::Socket;
 use super::streams::Side;
 use super::{PATH, READY_PATH, SUBPROTOCOL};
-use crate::token::Secret;
-use crate::transport::dial::{DialError, Dialer, RelayUrl, Stream};
+use crate::transport::attach::{ConnectError, Hello, Welcome, refusal, retry_after, text};
+use crate::transport::dial::{Dialer, RelayUrl, Stream};
 use crate::transport::headers as names;
 use crate::transport::http1::BUFFER;
-use crate::transport::{Body, Exchange, collect, empty, refusal};
+use crate::transport::{Body, Exchange, empty, refusal as refusal_head};
 
 /// Streams at once when the relay does not say how many it may open.
 const DEFAULT_STREAMS: usize = 128;
 /// More than this no relay may ask of a desktop.
 const MOST_STREAMS: usize = 4096;
-
-/// What a bridge says of itself when it connects (protocol.md section 2, "Who it is").
-#[derive(Debug, Clone)]
-pub struct Hello {
-    /// The credential.
-    pub token: Secret,
-    /// Random, made once for this installation.
-    pub client_id: String,
-    /// Random, made for this process.
-    pub instance: String,
-    /// The name wished for.
-    pub name: String,
-    /// The higher, the sooner it gets work that names no bridge.
-    pub priority: i32,
-    /// Whether it is reachable by name only.
-    pub ephemeral: bool,
-}
-
-/// What the relay answered.
-#[derive(Debug, Clone)]
-pub struct Welcome {
-    /// The name it got.
-    pub name: String,
-}
-
-/// Why there is no link.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// The relay could not be reached at all.
-    #[error(transparent)]
-    Dial(#[from] DialError),
-    /// The relay itself said no, in a `Tunnel-Error`.
-    #[error("the relay refused ({code}): {detail}")]
-    Refused {
-        /// The status of its answer.
-        status: StatusCode,
-        /// The code in `Tunnel-Error`.
-        code: String,
-        /// What it said.
-        detail: String,
-        /// When it asks to be asked again.
-        retry_after: Option<Duration>,
-    },
-    /// Something answered, and it was no WebSocket.
-    #[error("WebSocket blocked: the answer was {status} instead of 101; is this the relay's address?")]
-    NotUpgraded {
-        /// What it answered.
-        status: StatusCode,
-        /// When it asks to be asked again.
-        retry_after: Option<Duration>,
-    },
-    /// The answer was no proper upgrade.
-    #[error("the answer to the WebSocket upgrade is wrong: {0}")]
-    Handshake(String),
-    /// The connection broke during the handshake.
-    #[error("the connection broke during the WebSocket upgrade: {0}")]
-    Broken(String),
-}
 
 /// Connects to the relay.
 ///
@@ -113,6 +54,8 @@ pub async fn connect(
     let mut response = check(response, &key).await?;
     let welcome = Welcome {
         name: text(response.headers(), &names::TUNNEL_BRIDGE_NAME).unwrap_or(hello.name.clone()),
+        // A relay that prefers another says so in a message.
+        transports: Vec::new(),
     };
     let streams = text(response.headers(), &names::TUNNEL_MAX_IN_FLIGHT)
         .and_then(|value| value.parse().ok())
@@ -181,34 +124,11 @@ async fn check(response: Response<Incoming>, key: &str) -> Result<Response<Incom
         return Ok(response);
     }
     let status = response.status();
-    let retry_after = text(headers, &RETRY_AFTER)
-        .and_then(|value| value.parse().ok())
-        .map(Duration::from_secs);
-    match text(headers, &names::TUNNEL_ERROR) {
-        None => Err(ConnectError::NotUpgraded { status, retry_after }),
-        Some(code) => Err(ConnectError::Refused {
-            status,
-            code,
-            detail: detail(response).await,
-            retry_after,
-        }),
+    let retry_after = retry_after(headers);
+    match refusal(response).await {
+        Ok(refused) => Err(refused),
+        Err(_) => Err(ConnectError::NotUpgraded { status, retry_after }),
     }
-}
-
-/// The sentence in the relay's error body, at most 4 KiB of it, waited for at most a second.
-async fn detail(response: Response<Incoming>) -> String {
-    let body = collect(response.into_body(), 4096);
-    let Ok(Some(body)) = tokio::time::timeout(Duration::from_secs(1), body).await else {
-        return String::new();
-    };
-    let parsed: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
-    parsed
-        .and_then(|value| value.get("error")?.as_str().map(str::to_owned))
-        .unwrap_or_default()
-}
-
-fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
-    headers.get(name)?.to_str().ok().map(str::to_owned)
 }
 
 /// Answers one stream: an HTTP/1.1 connection whose requests go to `exchange`. Ends at once when the relay resets it.
@@ -240,6 +160,6 @@ async fn respond(request: Request<Incoming>, exchange: Arc<dyn Exchange>) -> Res
     let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
     match exchange.call(request).await {
         Ok(response) => response,
-        Err(error) => refusal(&error),
+        Err(error) => refusal_head(&error),
     }
 }

@@ -72,6 +72,8 @@ pub struct Tuning {
     pub reads_per_turn: usize,
     /// Between two pings.
     pub ping_interval: Duration,
+    /// The same at the bridge while streams are open.
+    pub busy_ping_interval: Duration,
     /// Without a byte for so long after a ping, the link is dead.
     pub ping_timeout: Duration,
     /// A request on a link silent for so long brings a ping along.
@@ -103,6 +105,7 @@ pub static TUNING: Tuning = Tuning {
     write_buffer: 512 * 1024,
     reads_per_turn: 16,
     ping_interval: Duration::from_secs(15),
+    busy_ping_interval: Duration::from_secs(2),
     ping_timeout: Duration::from_secs(15),
     silence: Duration::from_secs(5),
     silence_timeout: Duration::from_secs(5),

@@ -70,6 +70,7 @@ pub(super) struct State {
     texts: VecDeque<String>,
     close: Option<(u16, String)>,
     urgent_ping: bool,
+    ping_interval: Duration,
     driver: Option<Waker>,
 }
 
@@ -126,6 +127,13 @@ impl Mux {
         state.wake();
     }
 
+    /// Sets how long the link may be silent: something on the way may cut it sooner than others would.
+    pub fn set_ping_interval(&self, interval: Duration) {
+        let mut state = self.0.lock();
+        state.ping_interval = interval.min(TUNING.ping_interval);
+        state.wake();
+    }
+
     /// To be called when a request goes out: on a link that has been silent, a ping goes along, and without an answer in
     /// time the link is dead.
     pub fn check_life(&self) {
@@ -175,6 +183,7 @@ pub fn start<S: AsyncRead + AsyncWrite + Unpin>(socket: Socket<S>, side: Side, m
             texts: VecDeque::new(),
             close: None,
             urgent_ping: false,
+            ping_interval: TUNING.ping_interval,
             driver: None,
         }),
         pulse: Pulse::new(),
@@ -328,8 +337,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 
     fn poll_time(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         loop {
-            if std::mem::take(&mut self.shared.lock().urgent_ping) {
+            let (urgent, interval) = {
+                let mut state = self.shared.lock();
+                (std::mem::take(&mut state.urgent_ping), self.ping_interval(&state))
+            };
+            if urgent {
                 self.ping_now(TUNING.silence_timeout);
+            }
+            let latest = Instant::now() + interval;
+            if self.next_ping > latest {
+                self.next_ping = latest;
+                self.set_timer();
             }
             if self.timer.as_mut().poll(cx).is_pending() {
                 return Ok(());
@@ -346,11 +364,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 return Err(End::Silent);
             }
             if now >= self.next_ping {
-                self.next_ping = now + TUNING.ping_interval;
+                self.next_ping = now + interval;
                 self.texts_left = TUNING.texts_per_interval;
                 self.ping_now(TUNING.ping_timeout);
             }
             self.set_timer();
+        }
+    }
+
+    /// The bridge sees to it that nothing on the way takes the link for idle while streams are open: a model may think for long.
+    fn ping_interval(&self, state: &State) -> Duration {
+        if self.shared.side == Side::Acceptor && !state.streams.is_empty() {
+            state.ping_interval.min(TUNING.busy_ping_interval)
+        } else {
+            state.ping_interval
         }
     }
 

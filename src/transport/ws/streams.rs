@@ -147,6 +147,11 @@ impl Streams {
         rests
     }
 
+    /// Whether no stream is open.
+    pub fn is_empty(&self) -> bool {
+        self.streams.is_empty()
+    }
+
     /// Whether the link ended.
     pub fn is_ended(&self) -> bool {
         self.ended

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use tokio::task::JoinHandle;
+use tunnel::bridge::choice::{self, Mode, Timing};
 use tunnel::bridge::config::{Config, TokenSource};
 use tunnel::bridge::policy::Policy;
 use tunnel::bridge::status::{Phase, Status};
@@ -21,6 +22,18 @@ use super::{TestRelay, Upstream, within};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transport {
     Ws,
+    Poll,
+    Auto,
+}
+
+impl From<Transport> for Mode {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Ws => Self::Only(choice::Transport::Ws),
+            Transport::Poll => Self::Only(choice::Transport::Poll),
+            Transport::Auto => Self::Auto,
+        }
+    }
 }
 
 pub(crate) struct TestBridge {
@@ -43,6 +56,8 @@ pub(crate) struct Plan {
     ephemeral: bool,
     manage: bool,
     rules: Vec<String>,
+    transport: Transport,
+    timing: Timing,
 }
 
 impl TestBridge {
@@ -64,6 +79,8 @@ impl TestBridge {
             ephemeral: false,
             manage: false,
             rules: Vec::new(),
+            transport: Transport::Ws,
+            timing: Timing::default(),
         }
     }
 
@@ -102,8 +119,14 @@ impl TestBridge {
 }
 
 impl Plan {
-    pub(crate) fn transport(self, transport: Transport) -> Self {
-        let Transport::Ws = transport;
+    pub(crate) fn transport(mut self, transport: Transport) -> Self {
+        self.transport = transport;
+        self
+    }
+
+    /// When the other transport is tried.
+    pub(crate) fn timing(mut self, timing: Timing) -> Self {
+        self.timing = timing;
         self
     }
 
@@ -194,6 +217,9 @@ impl Plan {
             dialer: Dialer::new(self.ca_file.as_deref(), Duration::from_secs(5))
                 .unwrap()
                 .with_proxies(self.proxies),
+            transport: self.transport.into(),
+            timing: self.timing,
+            memory: None,
         };
         let status = Arc::new(Status::default());
         let shutdown = Shutdown::new();

@@ -62,6 +62,12 @@ macro_rules! on_each_transport {
                 async fn over_ws() {
                     scenario($crate::harness::bridge::Transport::Ws).await;
                 }
+
+                $(#[$attribute])*
+                #[tokio::test]
+                async fn over_polling() {
+                    scenario($crate::harness::bridge::Transport::Poll).await;
+                }
             }
         )*
     };

@@ -28,6 +28,11 @@ impl Backoff {
     }
 }
 
+/// A time around this one, half of it longer or shorter at the most.
+pub fn jitter(time: Duration) -> Duration {
+    time.mul_f64(0.5 + random_fraction())
+}
+
 /// Evenly between 0 and 1; 1 if the system gives no random numbers.
 fn random_fraction() -> f64 {
     let mut bytes = [0; 4];

@@ -1,0 +1,117 @@
+//! One try to connect: over the transport that [`Choice`] names first, and over the other where that one does not get through.
+
+use tokio::time::sleep;
+
+use super::choice::{Choice, Transport};
+use super::uplink::Uplink;
+use super::{Bridge, Failed};
+use crate::token::Secret;
+use crate::transport::attach::ConnectError;
+use crate::transport::backoff::jitter;
+
+impl Bridge {
+    /// One try to connect.
+    pub(super) async fn connect_once(&mut self) -> Result<Uplink, Failed> {
+        let token = self.credential.read()?;
+        let connected = match self.choice.first() {
+            Transport::Ws => self.ws_first(token).await,
+            Transport::Poll => self.poll_first(token).await,
+        };
+        if connected.is_err() {
+            self.pace.not_reached();
+        }
+        Ok(connected?)
+    }
+
+    async fn ws_first(&mut self, token: Secret) -> Result<Uplink, ConnectError> {
+        let mut ws = self.connector.ws(token.clone(), self.pace.current());
+        let may_poll = self.choice.may_try(Transport::Poll);
+        let why = tokio::select! {
+            outcome = &mut ws => match outcome {
+                Ok(fresh) => return Ok(fresh.begin(&mut self.links)),
+                Err(error) if may_poll && error.is_of_transport() => error.why_not_websocket(),
+                Err(error) => return Err(error),
+            },
+            () = sleep(self.choice.race_after()), if may_poll => {
+                let before = self.choice.clone();
+                self.choice.ws_failed("WebSocket blocked: no answer to its upgrade".to_owned(), jitter);
+                let polled = tokio::select! {
+                    outcome = &mut ws => match outcome {
+                        Ok(fresh) => {
+                            self.choice = before;
+                            return Ok(fresh.begin(&mut self.links));
+                        }
+                        Err(_) => self.poll(token).await,
+                    },
+                    polled = self.poll(token.clone()) => polled,
+                };
+                return polled.inspect_err(|_| self.choice = before);
+            }
+        };
+        self.poll_instead(token, why).await
+    }
+
+    async fn poll_first(&mut self, token: Secret) -> Result<Uplink, ConnectError> {
+        let error = match self.poll(token.clone()).await {
+            Ok(uplink) => return Ok(uplink),
+            Err(error) => error,
+        };
+        let elsewhere = !error.is_final() && !matches!(error, ConnectError::Dial(_));
+        if !(elsewhere && self.choice.may_try(Transport::Ws)) {
+            return Err(error);
+        }
+        match self.connector.ws(token, self.pace.current()).await {
+            Ok(fresh) => Ok(fresh.begin(&mut self.links)),
+            Err(_) => Err(error),
+        }
+    }
+
+    async fn poll_instead(&mut self, token: Secret, why: String) -> Result<Uplink, ConnectError> {
+        let before: Choice = self.choice.clone();
+        self.choice.ws_failed(why, jitter);
+        let polled = self.poll(token).await;
+        // Neither works: nothing was learned about WebSocket.
+        polled.inspect_err(|_| self.choice = before)
+    }
+
+    /// Registers for polling: over the link that was left and still finishes what it has, if there is one, for two of them
+    /// would take each other's requests.
+    async fn poll(&mut self, token: Secret) -> Result<Uplink, ConnectError> {
+        let reason = self.choice.why_polling();
+        let left = self.older.iter().position(|older| older.to_rejoin().is_some());
+        let Some(poller) = left.and_then(|at| self.older[at].to_rejoin()) else {
+            let fresh = self.connector.poll(token, reason).await?;
+            return Ok(fresh.begin(&mut self.links));
+        };
+        let welcome = poller.rejoin(token, reason).await?;
+        let at = self.older.iter().position(|older| older.to_rejoin().is_some());
+        match at {
+            Some(at) => {
+                let mut uplink = self.older.remove(at);
+                uplink.welcome = welcome;
+                Ok(uplink)
+            }
+            None => Err(ConnectError::Broken("the older link ended meanwhile".to_owned())),
+        }
+    }
+
+    /// What is known of the network the desktop is in.
+    pub(super) async fn recall(&mut self) {
+        let local = self.network.local().await;
+        let blocked = self.memory.blocked(local, &self.connector.relay.to_string());
+        self.choice.network_changed(blocked);
+    }
+
+    /// The network is another: what was learned of the last one is of no use.
+    pub(super) async fn forget_network(&mut self) {
+        self.pace.forget();
+        self.recall().await;
+    }
+
+    /// Notes what was found on this network.
+    pub(super) async fn note_network(&mut self) {
+        let local = self.network.local().await;
+        let relay = self.connector.relay.to_string();
+        self.memory.note(local, &relay, self.choice.blocked());
+    }
+}

@@ -1,0 +1,335 @@
+//! Bridges that poll: who is registered, and one task for each that sees to its session as long as it is heard of. What they ask
+//! for is answered in [`routes`].
+
+mod routes;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use http::HeaderMap;
+use serde_json::Value;
+use tokio::sync::{Notify, watch};
+
+use super::Relay;
+use super::auth;
+use super::error::{Code, Error};
+use super::registry::{Identity, Session};
+use super::session::{token_end, too_many_bridges};
+use crate::random;
+use crate::transport::headers::TUNNEL_INSTANCE;
+use crate::transport::poll::relay::{Loss, PollLink};
+use crate::transport::poll::wire::{Capabilities, Register};
+use crate::transport::{Ending, Link, is_bridge_name, is_bridge_name_character};
+
+pub use routes::answer;
+
+/// The longest text that a bridge says of itself, characters.
+const LONGEST_TEXT: usize = 256;
+
+/// All bridges that are registered.
+#[derive(Default)]
+pub struct Pollers {
+    entries: Mutex<HashMap<String, Arc<Entry>>>,
+    /// Told when one is gone.
+    left: Notify,
+}
+
+impl std::fmt::Debug for Pollers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pollers").field("entries", &self.lock().len()).finish()
+    }
+}
+
+/// One registered bridge.
+struct Entry {
+    bridge_id: String,
+    user: Arc<str>,
+    instance: String,
+    link: PollLink,
+    /// What it said of itself.
+    client: Mutex<Register>,
+    /// The session that takes work now.
+    session: Mutex<Option<Arc<Session>>>,
+    /// Tells the entry's task of another session.
+    renewed: Notify,
+    owner: watch::Sender<auth::Identity>,
+    providers: Mutex<Option<(Value, SystemTime)>>,
+}
+
+impl Pollers {
+    /// Resolves once no bridge is registered.
+    pub async fn finished(&self) {
+        loop {
+            let mut left = std::pin::pin!(self.left.notified());
+            left.as_mut().enable();
+            if self.lock().is_empty() {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    /// The bridge of this id, if it is this user's and the request comes from the process that registered.
+    fn find(&self, owner: &auth::Identity, bridge_id: &str, headers: &HeaderMap) -> Result<Arc<Entry>, Error> {
+        let entry = self
+            .lock()
+            .get(bridge_id)
+            .filter(|entry| entry.user == owner.user)
+            .cloned();
+        let entry =
+            entry.ok_or_else(|| Error::new(Code::NotFound, "no bridge of this id is registered; register it"))?;
+        let instance = headers.get(TUNNEL_INSTANCE).map(|value| value.as_bytes());
+        if instance.is_some_and(|instance| instance != entry.instance.as_bytes()) {
+            return Err(Error::new(Code::Replaced, "another process of this bridge took over"));
+        }
+        Ok(entry)
+    }
+
+    fn remove(&self, entry: &Arc<Entry>) {
+        let mut entries = self.lock();
+        if entries
+            .get(&entry.bridge_id)
+            .is_some_and(|other| Arc::ptr_eq(other, entry))
+        {
+            entries.remove(&entry.bridge_id);
+        }
+        drop(entries);
+        self.left.notify_waiters();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Entry>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    fn session(&self) -> Option<Arc<Session>> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_session(&self, session: Arc<Session>) {
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(session);
+        self.renewed.notify_one();
+    }
+
+    fn client(&self) -> Register {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The bridge's identity with the name it wishes.
+    fn identity(&self) -> Identity {
+        let client = self.client();
+        Identity {
+            user: Arc::clone(&self.user),
+            bridge_id: self.bridge_id.clone(),
+            name: wished_name(&client),
+            instance: self.instance.clone(),
+            priority: client.priority.unwrap_or(0),
+            ephemeral: client.ephemeral.unwrap_or(false),
+        }
+    }
+
+    /// The bridge was heard of, with this token.
+    fn heard(&self, owner: &auth::Identity) {
+        self.owner.send_if_modified(|before| {
+            let fresh = before != owner;
+            if fresh {
+                *before = owner.clone();
+            }
+            fresh
+        });
+        self.link.note_contact();
+    }
+}
+
+/// The name that a bridge wishes: shipped apps say none.
+fn wished_name(client: &Register) -> String {
+    match &client.name {
+        Some(name) => name.clone(),
+        None => {
+            let platform = client.platform.as_deref().unwrap_or_default();
+            let name: String = platform
+                .chars()
+                .filter(|c| is_bridge_name_character(*c))
+                .take(32)
+                .collect();
+            if name.is_empty() { "desktop".to_owned() } else { name }
+        }
+    }
+}
+
+/// Registers a bridge, or the same one again: the same process keeps what is queued and in flight.
+fn register(relay: &Arc<Relay>, owner: auth::Identity, client: Register) -> Result<Arc<Entry>, Error> {
+    check(&client)?;
+    let client_id = client.client_id.as_deref().unwrap_or_default();
+    let bridge_id = relay.tokens.bridge_id(&owner.user, client_id);
+    let capabilities = Capabilities::of(client.capabilities.as_deref().unwrap_or_default());
+    let instance = client.instance.clone().unwrap_or_default();
+    let mut entries = relay.pollers.lock();
+    let same = entries
+        .get(&bridge_id)
+        .filter(|entry| entry.instance == instance && entry.link.is_alive())
+        .cloned();
+    let (entry, fresh) = match same {
+        Some(entry) => {
+            *entry.client.lock().unwrap_or_else(PoisonError::into_inner) = client;
+            entry.heard(&owner);
+            entry.link.renew(capabilities);
+            (entry, false)
+        }
+        None => {
+            let prefix = random::name().map_err(|_| Error::new(Code::Overloaded, "no random numbers to be had"))?;
+            let limit = relay.config.limits.in_flight_per_bridge;
+            let entry = Arc::new(Entry {
+                bridge_id: bridge_id.clone(),
+                user: Arc::clone(&owner.user),
+                instance,
+                link: PollLink::new(prefix[..16].to_owned(), capabilities, limit),
+                client: Mutex::new(client),
+                session: Mutex::new(None),
+                renewed: Notify::new(),
+                owner: watch::Sender::new(owner),
+                providers: Mutex::new(None),
+            });
+            (entry, true)
+        }
+    };
+    admit(relay, &entry)?;
+    if fresh {
+        entries.insert(bridge_id, Arc::clone(&entry));
+        relay
+            .shutdown
+            .tracker()
+            .spawn(attend(Arc::clone(relay), Arc::clone(&entry)));
+    }
+    Ok(entry)
+}
+
+fn check(client: &Register) -> Result<(), Error> {
+    let bad = |detail: String| Err(Error::new(Code::BadRequest, detail));
+    let missing = client.missing();
+    if !missing.is_empty() {
+        return bad(format!("missing: {}", missing.join(", ")));
+    }
+    let texts = [
+        &client.client_id,
+        &client.platform,
+        &client.version,
+        &client.instance,
+        &client.reason,
+    ];
+    let too_long = |text: &String| text.chars().count() > LONGEST_TEXT;
+    let capabilities = client.capabilities.as_deref().unwrap_or_default();
+    if texts.into_iter().flatten().chain(capabilities).any(too_long) || capabilities.len() > LONGEST_TEXT {
+        return bad(format!("a field is longer than {LONGEST_TEXT} characters"));
+    }
+    if client.name.as_deref().is_some_and(|name| !is_bridge_name(name)) {
+        return bad("a bridge's name has 1 to 64 of the characters A-Z a-z 0-9 . _ -".to_owned());
+    }
+    Ok(())
+}
+
+/// Gives the bridge work: a session of its link stands in the registry.
+fn admit(relay: &Arc<Relay>, entry: &Arc<Entry>) -> Result<(), Error> {
+    let link: Arc<dyn Link> = Arc::new(entry.link.clone());
+    let session = relay
+        .registry
+        .insert(entry.identity(), "poll", entry.client().reason, link)
+        .map_err(|_| too_many_bridges())?;
+    let bridge = &session.identity;
+    tracing::info!(user = %bridge.user, bridge = %bridge.name, transport = "poll", "bridge connected");
+    if let Some(older) = entry.session() {
+        // It finishes what it has, over the same link.
+        let relay = Arc::clone(relay);
+        relay.clone().shutdown.tracker().spawn(async move {
+            tokio::select! {
+                () = older.finished() => {}
+                () = relay.shutdown.ended() => {}
+            }
+            relay.registry.remove(&older);
+        });
+    }
+    entry.set_session(session);
+    Ok(())
+}
+
+/// Why a poller's task gives its session up.
+enum Turn {
+    /// There is another session.
+    Renewed,
+    /// Nothing was heard for a while; what was in flight has failed.
+    Silent,
+    /// It is over, for this reason.
+    Over(&'static str),
+}
+
+/// Sees to a registered bridge until it is gone.
+async fn attend(relay: Arc<Relay>, entry: Arc<Entry>) {
+    let mut draining = false;
+    let why = loop {
+        let Some(session) = entry.session() else {
+            break "never admitted";
+        };
+        match live(&relay, &entry, &session, &mut draining).await {
+            Turn::Renewed => {}
+            Turn::Over(why) => break why,
+            Turn::Silent => {
+                relay.registry.remove(&session);
+                tracing::info!(bridge = %session.identity.name, "bridge not heard of; what was in flight failed");
+                let back = tokio::select! {
+                    back = entry.link.contact() => back,
+                    () = relay.shutdown.ended() => false,
+                };
+                if !back || admit(&relay, &entry).is_err() {
+                    break "not heard of any more";
+                }
+            }
+        }
+    };
+    entry.link.end(Ending::Done);
+    relay.pollers.remove(&entry);
+    if let Some(session) = entry.session() {
+        relay.registry.remove(&session);
+        let bridge = &session.identity;
+        tracing::info!(user = %bridge.user, bridge = %bridge.name, why, "bridge gone");
+    }
+}
+
+async fn live(relay: &Arc<Relay>, entry: &Arc<Entry>, session: &Arc<Session>, draining: &mut bool) -> Turn {
+    let mut owner = entry.owner.subscribe();
+    loop {
+        let token = owner.borrow_and_update().clone();
+        tokio::select! {
+            loss = entry.link.lost() => return match loss {
+                Loss::Ended => Turn::Over("ended"),
+                Loss::Gone => Turn::Over("not heard of any more"),
+                Loss::Silent => {
+                    entry.link.fail_all();
+                    Turn::Silent
+                }
+            },
+            () = entry.renewed.notified() => return Turn::Renewed,
+            _ = owner.changed() => {}
+            () = token_end(&token) => {
+                entry.link.end(Ending::TokenEnded);
+                return Turn::Over("its token ended");
+            }
+            () = session.finished() => {
+                // Under the lock under which it would be registered again.
+                let _entries = relay.pollers.lock();
+                let current = entry.session().is_some_and(|current| Arc::ptr_eq(&current, session));
+                if current && session.is_retired() && session.in_flight() == 0 {
+                    entry.link.end(Ending::Done);
+                    return Turn::Over("it has another link, or stops");
+                }
+            }
+            () = relay.shutdown.draining(), if !*draining => {
+                *draining = true;
+                entry.link.drain();
+            }
+            () = session.idle(), if *draining => return Turn::Over("the relay stops"),
+            () = relay.shutdown.ended() => return Turn::Over("the relay stopped"),
+        }
+    }
+}

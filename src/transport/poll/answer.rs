@@ -1,0 +1,189 @@
+//! The answer to one exchange as a polling bridge sends it: parts in order, each once, at the pace of the caller.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use http_body::Frame;
+use http_body_util::BodyExt;
+use tokio::sync::{mpsc, oneshot};
+
+use super::TUNING;
+use crate::transport::{Body, BoxError, ExchangeError, full};
+
+/// What an exchange comes to.
+pub type Answered = Result<Response<Body>, ExchangeError>;
+
+/// The relay's side of an answer that is under way.
+pub struct Answer {
+    waiting: Option<oneshot::Sender<Answered>>,
+    pieces: Option<mpsc::Sender<Piece>>,
+    /// The next part to be taken.
+    next: u32,
+    /// Of the head as it was taken: the same again is a repetition, another is a mistake.
+    head: u64,
+}
+
+/// What goes into the caller's body.
+struct Piece {
+    bytes: Bytes,
+    end: Option<Option<HeaderMap>>,
+}
+
+/// The head of an answer, with the octets that came along.
+pub struct Head {
+    /// The response without its body.
+    pub response: Response<()>,
+    /// The body, or its beginning.
+    pub bytes: Bytes,
+    /// Whether parts follow.
+    pub more: bool,
+}
+
+/// What became of a part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// It was taken; more follow.
+    Yes,
+    /// It was taken, and it was the last.
+    Last,
+    /// It had been taken before.
+    Before,
+}
+
+/// Why a part was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotTaken {
+    /// The caller has no room yet.
+    NoRoom,
+    /// Another part is to come first.
+    OutOfOrder {
+        /// That one.
+        next: u32,
+    },
+    /// There was another head already.
+    SecondHead,
+    /// The caller is gone.
+    Gone,
+}
+
+/// Room for one part.
+pub struct Room(mpsc::OwnedPermit<Piece>);
+
+impl Answer {
+    /// Nothing has come yet.
+    pub fn new(waiting: oneshot::Sender<Answered>) -> Self {
+        Self {
+            waiting: Some(waiting),
+            pieces: None,
+            next: 0,
+            head: 0,
+        }
+    }
+
+    /// Takes the head; `message` is what it came as.
+    ///
+    /// # Errors
+    /// [`NotTaken`].
+    pub fn take_head(&mut self, message: &[u8], head: Head) -> Result<Taken, NotTaken> {
+        let mut hasher = DefaultHasher::new();
+        message.hash(&mut hasher);
+        let hash = hasher.finish();
+        let Some(waiting) = self.waiting.take() else {
+            return if self.head == hash {
+                Ok(Taken::Before)
+            } else {
+                Err(NotTaken::SecondHead)
+            };
+        };
+        self.head = hash;
+        self.next = 1;
+        let (body, taken) = if head.more {
+            let (sender, receiver) = mpsc::channel(1);
+            if !head.bytes.is_empty() {
+                // The channel is empty: there is room.
+                let _ = sender.try_send(Piece {
+                    bytes: head.bytes,
+                    end: None,
+                });
+            }
+            self.pieces = Some(sender);
+            let body = Pieces {
+                receiver: Some(receiver),
+                trailers: None,
+            };
+            (body.boxed_unsync(), Taken::Yes)
+        } else {
+            (full(head.bytes), Taken::Last)
+        };
+        waiting
+            .send(Ok(head.response.map(|()| body)))
+            .map_err(|_| NotTaken::Gone)?;
+        Ok(taken)
+    }
+
+    /// Room for part `n`, waited for as long as a bridge may be kept waiting; none if the part was taken before.
+    ///
+    /// # Errors
+    /// [`NotTaken`].
+    pub async fn room(&self, n: u32) -> Result<Option<Room>, NotTaken> {
+        if n < self.next {
+            return Ok(None);
+        }
+        let Some(pieces) = self.pieces.clone().filter(|_| n == self.next) else {
+            return Err(NotTaken::OutOfOrder { next: self.next });
+        };
+        match tokio::time::timeout(TUNING.room, pieces.reserve_owned()).await {
+            Err(_) => Err(NotTaken::NoRoom),
+            Ok(Err(_)) => Err(NotTaken::Gone),
+            Ok(Ok(room)) => Ok(Some(Room(room))),
+        }
+    }
+
+    /// Takes a part for which there is room; `end` with the trailers, on the last one.
+    pub fn take_part(&mut self, room: Room, bytes: Bytes, end: Option<Option<HeaderMap>>) -> Taken {
+        self.next += 1;
+        let taken = if end.is_some() { Taken::Last } else { Taken::Yes };
+        room.0.send(Piece { bytes, end });
+        taken
+    }
+
+    /// Fails the exchange, if its head has not gone out.
+    pub fn fail(&mut self, error: ExchangeError) {
+        self.pieces = None;
+        if let Some(waiting) = self.waiting.take() {
+            // A caller that has left needs no reason.
+            let _ = waiting.send(Err(error));
+        }
+    }
+}
+
+/// The caller's body: broken if what feeds it goes before the end came.
+struct Pieces {
+    receiver: Option<mpsc::Receiver<Piece>>,
+    trailers: Option<HeaderMap>,
+}
+
+impl http_body::Body for Pieces {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        while let Some(receiver) = &mut self.receiver {
+            let Some(piece) = ready!(receiver.poll_recv(cx)) else {
+                self.receiver = None;
+                return Poll::Ready(Some(Err("the answer broke off".into())));
+            };
+            if let Some(trailers) = piece.end {
+                self.receiver = None;
+                self.trailers = trailers;
+            }
+            if !piece.bytes.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(piece.bytes))));
+            }
+        }
+        Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+}

@@ -1,0 +1,238 @@
+//! The bridge's HTTP to the relay: pooled connections, one of which is always warm beside the waiting poll.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
+use http_body_util::Full;
+use hyper_util::client::legacy;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::sync::watch;
+
+use crate::token::Secret;
+use crate::transport::attach::{self, ConnectError};
+use crate::transport::collect;
+use crate::transport::dial::{DialError, Dialer, HttpDialer, RelayUrl};
+use crate::transport::headers::TUNNEL_INSTANCE;
+
+/// How long a connection that nobody uses is kept: less than the 60 s after which common proxies close it.
+const KEPT_FOR: Duration = Duration::from_secs(55);
+/// Connections kept of each pool.
+const KEPT: usize = 64;
+/// How long an answer may take beyond what the relay was asked to wait.
+pub const SLACK: Duration = Duration::from_secs(8);
+
+type Pool = legacy::Client<HttpDialer, Full<Bytes>>;
+
+/// Sends requests to the relay; shared by the poll and all exchanges.
+pub struct Client {
+    relay: RelayUrl,
+    host: HeaderValue,
+    instance: HeaderValue,
+    dialer: Dialer,
+    token: watch::Sender<Secret>,
+    state: Mutex<State>,
+    /// Counts up when the network changed: what is under way on the old connections is tried again at once.
+    network: watch::Sender<u64>,
+}
+
+struct State {
+    pools: [Pool; 2],
+    polls: usize,
+}
+
+/// One request to the relay.
+pub struct Call<'a> {
+    /// Who sends it.
+    pub lane: Lane,
+    /// Its method.
+    pub method: Method,
+    /// Its path as the relay sees it, with the query.
+    pub path: &'a str,
+    /// Fields besides those of every request.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
+    /// How long the relay may let it wait.
+    pub wait: Duration,
+}
+
+impl<'a> Call<'a> {
+    /// A GET that may be kept waiting.
+    pub fn get(lane: Lane, path: &'a str, wait: Duration) -> Self {
+        Self {
+            lane,
+            method: Method::GET,
+            path,
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            wait,
+        }
+    }
+
+    /// A POST of JSON.
+    pub fn post_json(path: &'a str, body: impl Into<Bytes>) -> Self {
+        Self {
+            lane: Lane::Other,
+            method: Method::POST,
+            path,
+            headers: HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]),
+            body: body.into(),
+            wait: Duration::ZERO,
+        }
+    }
+}
+
+/// Who sends: the waiting poll and the rest take turns with the two pools, so that the connection which the last poll left is
+/// at hand for the answer to what it brought, and neither falls idle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// The waiting poll.
+    Poll,
+    /// Everything else.
+    Other,
+}
+
+/// Why a request to the relay came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum Trouble {
+    /// The relay, or something before it, answered; not what was asked for.
+    #[error(transparent)]
+    Answer(#[from] ConnectError),
+    /// A proxy's answer, or no relay's.
+    #[error("the answer was {status}")]
+    Status {
+        /// Its status.
+        status: StatusCode,
+    },
+    /// The connection was lost, or none could be made.
+    #[error("the connection broke: {0}")]
+    Broken(String),
+    /// No answer in time.
+    #[error("no answer")]
+    Silent,
+    /// The network changed meanwhile.
+    #[error("the network changed")]
+    NetworkChanged,
+}
+
+impl Client {
+    /// Nothing is connected yet.
+    pub fn new(dialer: Dialer, relay: RelayUrl, token: Secret, instance: &str) -> Arc<Self> {
+        let text = |text: &str| HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("-"));
+        Arc::new(Self {
+            host: text(&relay.origin().authority()),
+            instance: text(instance),
+            state: Mutex::new(State::new(&dialer)),
+            relay,
+            dialer,
+            token: watch::Sender::new(token),
+            network: watch::Sender::new(0),
+        })
+    }
+
+    /// The token for all further requests.
+    pub fn show_token(&self, token: Secret) {
+        self.token.send_replace(token);
+    }
+
+    /// Leaves all connections: they may lead nowhere now.
+    pub fn renew(&self) {
+        *self.lock() = State::new(&self.dialer);
+        self.network.send_modify(|count| *count += 1);
+    }
+
+    /// Sends a request and gives the successful answer: its head, and its body of at most `most` octets.
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    pub async fn fetch(&self, call: Call<'_>, most: usize) -> Result<(HeaderMap, Bytes), Trouble> {
+        let mut network = self.network.subscribe();
+        let pool = self.lock().pool(call.lane);
+        let limit = call.wait + SLACK;
+        let exchange = async {
+            let response = pool
+                .request(self.request(call)?)
+                .await
+                .map_err(|error| trouble(&error))?;
+            let status = response.status();
+            if !status.is_success() {
+                return Err(match attach::refusal(response).await {
+                    Ok(refused) => refused.into(),
+                    Err(_) => Trouble::Status { status },
+                });
+            }
+            let (head, body) = response.into_parts();
+            match collect(body, most).await {
+                Some(body) => Ok((head.headers, body)),
+                None => Err(Trouble::Broken("in the middle of an answer".into())),
+            }
+        };
+        tokio::select! {
+            answered = tokio::time::timeout(limit, exchange) => answered.unwrap_or(Err(Trouble::Silent)),
+            _ = network.changed() => Err(Trouble::NetworkChanged),
+        }
+    }
+
+    fn request(&self, call: Call<'_>) -> Result<Request<Full<Bytes>>, Trouble> {
+        let malformed = |_| Trouble::Broken("the token or the path cannot stand in a request".into());
+        let base = &self.relay;
+        let scheme = if base.origin().is_tls() { "https" } else { "http" };
+        let uri = format!("{scheme}://{}{}", base.origin().authority(), base.path(call.path));
+        let mut request = Request::builder()
+            .method(call.method)
+            .uri(uri)
+            .header(HOST, self.host.clone())
+            .header(AUTHORIZATION, self.token.borrow().bearer())
+            .header(TUNNEL_INSTANCE, self.instance.clone())
+            .body(Full::new(call.body))
+            .map_err(malformed)?;
+        request.headers_mut().extend(call.headers);
+        Ok(request)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn new(dialer: &Dialer) -> Self {
+        let pool = || {
+            legacy::Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(KEPT_FOR)
+                .pool_max_idle_per_host(KEPT)
+                .set_host(false)
+                .build(HttpDialer(dialer.clone()))
+        };
+        Self {
+            pools: [pool(), pool()],
+            polls: 0,
+        }
+    }
+
+    fn pool(&mut self, lane: Lane) -> Pool {
+        if lane == Lane::Poll {
+            self.polls += 1;
+        }
+        let polling = self.polls % 2;
+        let at = if lane == Lane::Poll { polling } else { 1 - polling };
+        self.pools[at].clone()
+    }
+}
+
+fn trouble(error: &legacy::Error) -> Trouble {
+    let mut cause: &(dyn std::error::Error + 'static) = error;
+    loop {
+        if let Some(dial) = cause.downcast_ref::<DialError>() {
+            return ConnectError::Dial(dial.clone()).into();
+        }
+        match cause.source() {
+            Some(source) => cause = source,
+            None => return Trouble::Broken(cause.to_string()),
+        }
+    }
+}

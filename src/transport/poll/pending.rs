@@ -1,0 +1,133 @@
+//! One exchange at the relay while a polling bridge has it: what is sent of the request, and what takes the answer.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::Request;
+use http::header::EXPECT;
+use http::request::Parts;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::TUNING;
+use super::answer::{Answer, Answered};
+use super::upload::Upload;
+use super::wire::{Capabilities, Fields, PolledRequest, RequestData, encode_body, timestamp};
+use crate::transport::{Body, ExchangeError, collect, empty, full};
+
+/// One exchange between its call and the end of its answer.
+pub(super) struct Pending {
+    pub(super) head: Parts,
+    /// The body, if it goes along with the poll.
+    pub(super) inline: Option<Bytes>,
+    has_upload: bool,
+    pub(super) upload: Mutex<Upload>,
+    pub(super) answer: Arc<Mutex<Answer>>,
+    /// Fires when it is over, whatever the reason.
+    pub(super) over: CancellationToken,
+    _budget: Option<OwnedSemaphorePermit>,
+}
+
+impl Pending {
+    /// Takes a request apart: its head, and its body at hand or to be fetched. `budget` gives room in memory for so many octets.
+    ///
+    /// # Errors
+    /// What the bridge cannot take.
+    pub(super) async fn new(
+        request: Request<Body>,
+        capabilities: Capabilities,
+        budget: impl Fn(usize) -> Option<Option<OwnedSemaphorePermit>>,
+    ) -> Result<(Self, oneshot::Receiver<Answered>), ExchangeError> {
+        let (head, body) = request.into_parts();
+        let (waiting, answered) = oneshot::channel();
+        let mut pending = Self {
+            head,
+            inline: None,
+            has_upload: false,
+            upload: Mutex::new(Upload::new(empty())),
+            answer: Arc::new(Mutex::new(Answer::new(waiting))),
+            over: CancellationToken::new(),
+            _budget: None,
+        };
+        if http_body::Body::is_end_stream(&body) {
+            return Ok((pending, answered));
+        }
+        let length = http_body::Body::size_hint(&body).exact();
+        let length = length.map(|length| usize::try_from(length).unwrap_or(usize::MAX));
+        // A caller that waits to be asked for the body sends it when the bridge fetches it.
+        let small = length.is_some_and(|length| length <= TUNING.inline) && !pending.head.headers.contains_key(EXPECT);
+        if capabilities.body_parts && !small {
+            pending.has_upload = true;
+            pending.upload = Mutex::new(Upload::new(body));
+            return Ok((pending, answered));
+        }
+        let most = if capabilities.body_parts {
+            TUNING.inline
+        } else {
+            TUNING.inline_whole
+        };
+        pending._budget = budget(length.unwrap_or(most).min(most)).ok_or(ExchangeError::Overloaded)?;
+        let body = collect(body, most).await.ok_or_else(|| ExchangeError::Refused {
+            code: "too_large".to_owned(),
+            detail: "this desktop app takes request bodies of 8 MiB at the most".to_owned(),
+        })?;
+        if !capabilities.body_parts && std::str::from_utf8(&body).is_err() {
+            return Err(ExchangeError::Refused {
+                code: "bridge_gone".to_owned(),
+                detail: "this desktop app takes only text as a request body".to_owned(),
+            });
+        }
+        pending.inline = Some(body);
+        Ok((pending, answered))
+    }
+
+    /// As it stands in the answer to a poll.
+    pub(super) fn to_message(&self, id: String, capabilities: Capabilities) -> PolledRequest {
+        let (body, body_encoding) = self.inline.as_deref().map_or((None, None), encode_body);
+        let path = self.head.uri.path_and_query().map_or("/", |path| path.as_str());
+        PolledRequest {
+            id,
+            timestamp: timestamp(),
+            timeout: TUNING.request_timeout.as_millis() as u64,
+            data: RequestData {
+                method: self.head.method.to_string(),
+                path: path.to_owned(),
+                headers: Fields::of(&self.head.headers, capabilities.parts),
+                body,
+                body_encoding,
+                body_parts: self.has_upload,
+            },
+        }
+    }
+
+    /// The request again, nothing of which was sent.
+    pub(super) fn unsent(&self) -> ExchangeError {
+        let body = match &self.inline {
+            Some(bytes) => full(bytes.clone()),
+            None => match self
+                .upload
+                .try_lock()
+                .ok()
+                .and_then(|mut upload| upload.take_untouched())
+            {
+                Some(body) => body,
+                None => return ExchangeError::Gone("the bridge is gone".into()),
+            },
+        };
+        ExchangeError::NotSent(Box::new(Request::from_parts(self.head.clone(), body)))
+    }
+
+    /// Fails it.
+    pub(super) fn fail(&self, delivered: bool) {
+        let error = if delivered {
+            ExchangeError::Gone("the bridge is gone".into())
+        } else {
+            self.unsent()
+        };
+        // Who holds the lock lets go as soon as it is over, and what waits for the head sees that.
+        if let Ok(mut answer) = self.answer.try_lock() {
+            answer.fail(error);
+        }
+        self.over.cancel();
+    }
+}
