@@ -18,8 +18,9 @@ use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tunnel::token::Secret;
+use tunnel::transport::attach::Hello;
 use tunnel::transport::dial::{Dialer, RelayUrl};
-use tunnel::transport::ws::bridge::{Hello, answer, connect};
+use tunnel::transport::ws::bridge::{answer, connect};
 use tunnel::transport::ws::mux::Event;
 use tunnel::transport::{Body, Exchange, ExchangeError, collect, full};
 

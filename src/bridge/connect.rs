@@ -1,10 +1,14 @@
 //! One try to connect: over the transport that [`Choice`] names first, and over the other where that one does not get through.
+//! And what to think of a try that failed.
 
-use tokio::time::sleep;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 
 use super::choice::{Choice, Transport};
+use super::status::Phase;
 use super::uplink::Uplink;
-use super::{Bridge, Failed};
+use super::{Bridge, Failed, REFUSED_FOR, Stopped};
 use crate::token::Secret;
 use crate::transport::attach::ConnectError;
 use crate::transport::backoff::jitter;
@@ -92,6 +96,50 @@ impl Bridge {
                 Ok(uplink)
             }
             None => Err(ConnectError::Broken("the older link ended meanwhile".to_owned())),
+        }
+    }
+
+    /// Waits until it makes sense to try again.
+    pub(super) async fn wait(&mut self, why: String, wait: Duration, resolving: bool) {
+        self.status.set_round_trip(None);
+        self.tell_away(why);
+        tokio::select! {
+            () = sleep(wait) => {}
+            change = self.network.changed(resolving) => {
+                tracing::info!("{change}: trying at once");
+                self.backoff.reset();
+                self.forget_network().await;
+            }
+        }
+    }
+
+    /// Tells the owner why the desktop is not connected.
+    pub(super) fn tell_away(&mut self, why: String) {
+        let before = self.last_why.replace(why.clone());
+        if before.as_ref() == Some(&why) {
+            tracing::debug!("still not connected: {why}; trying again");
+        } else {
+            tracing::warn!("not connected: {why}; trying again and again");
+        }
+        self.status.enter(Phase::Waiting { why });
+    }
+
+    /// Whether an error may pass, and when the relay asks to be asked again. Only the relay's own word refuses a token for good:
+    /// anything else may be a captive portal or a proxy.
+    pub(super) fn judge(&mut self, error: &ConnectError) -> Result<Option<Duration>, Stopped> {
+        match error {
+            ConnectError::Refused { detail, .. } if error.is_final() => {
+                let since = *self.refused_since.get_or_insert_with(Instant::now);
+                if self.succeeded && since.elapsed() < REFUSED_FOR {
+                    Ok(None)
+                } else {
+                    Err(Stopped::Refused(detail.clone()))
+                }
+            }
+            ConnectError::Refused { retry_after, .. } | ConnectError::NotUpgraded { retry_after, .. } => {
+                Ok(*retry_after)
+            }
+            _ => Ok(None),
         }
     }
 

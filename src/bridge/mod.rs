@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use self::choice::{Choice, Transport};
 use self::config::Config;
@@ -47,6 +47,8 @@ const REFUSED_FOR: Duration = Duration::from_secs(600);
 const OLDER_LINKS: usize = 4;
 /// How long a bridge that stops lets its exchanges finish.
 const GRACE: Duration = Duration::from_secs(30);
+/// How long the relay may take to hear that the bridge stops.
+const GOODBYE: Duration = Duration::from_millis(500);
 /// A link that was left sooner than this was no success.
 const SHORT: Duration = Duration::from_secs(1);
 /// A link that lived so long was a success: the next wait is a short one again.
@@ -110,8 +112,9 @@ pub async fn run(config: Config, status: Arc<Status>, shutdown: Shutdown) -> Res
         never = local.tend() => match never {},
         () = shutdown.draining() => {}
     }
+    bridge.say_goodbye().await;
     tokio::select! {
-        () = bridge.drain() => {}
+        () = bridge.finish() => {}
         () = sleep(GRACE) => {}
         () = shutdown.ended() => {}
     }
@@ -207,48 +210,6 @@ impl Bridge {
                 },
             };
             self.wait(why, wait, resolving).await;
-        }
-    }
-
-    async fn wait(&mut self, why: String, wait: Duration, resolving: bool) {
-        self.status.set_round_trip(None);
-        self.tell_away(why);
-        tokio::select! {
-            () = sleep(wait) => {}
-            change = self.network.changed(resolving) => {
-                tracing::info!("{change}: trying at once");
-                self.backoff.reset();
-                self.forget_network().await;
-            }
-        }
-    }
-
-    fn tell_away(&mut self, why: String) {
-        let before = self.last_why.replace(why.clone());
-        if before.as_ref() == Some(&why) {
-            tracing::debug!("still not connected: {why}; trying again");
-        } else {
-            tracing::warn!("not connected: {why}; trying again and again");
-        }
-        self.status.enter(Phase::Waiting { why });
-    }
-
-    /// Whether an error may pass, and when the relay asks to be asked again. Only the relay's own word refuses a token for good:
-    /// anything else may be a captive portal or a proxy.
-    fn judge(&mut self, error: &ConnectError) -> Result<Option<Duration>, Stopped> {
-        match error {
-            ConnectError::Refused { detail, .. } if error.is_final() => {
-                let since = *self.refused_since.get_or_insert_with(Instant::now);
-                if self.succeeded && since.elapsed() < REFUSED_FOR {
-                    Ok(None)
-                } else {
-                    Err(Stopped::Refused(detail.clone()))
-                }
-            }
-            ConnectError::Refused { retry_after, .. } | ConnectError::NotUpgraded { retry_after, .. } => {
-                Ok(*retry_after)
-            }
-            _ => Ok(None),
         }
     }
 
@@ -463,11 +424,15 @@ impl Bridge {
         }
     }
 
-    /// Asks the relay for no more work; it says goodbye once everything in flight, and on its way here, is finished.
-    async fn drain(&mut self) {
+    /// Asks the relay for no more work; it ends the link once everything in flight, and on its way here, is finished.
+    async fn say_goodbye(&mut self) {
         if let Some(uplink) = self.current.take() {
-            uplink.drain().await;
+            // A relay that does not answer finds out by itself.
+            let _ = timeout(GOODBYE, uplink.drain()).await;
         }
+    }
+
+    async fn finish(&mut self) {
         while self.links.join_next().await.is_some() {}
     }
 }

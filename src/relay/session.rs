@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use bytes::Bytes;
 use http::header::{
     CONNECTION, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -19,9 +19,11 @@ use super::auth::{self, tokens};
 use super::connection::CallerIo;
 use super::error::{Code, Error};
 use super::registry::{Identity, Session};
+use crate::random;
 use crate::transport::headers as names;
 use crate::transport::ws::SUBPROTOCOL;
 use crate::transport::ws::control::Control;
+use crate::transport::ws::json;
 use crate::transport::ws::mux::{Driver, End, Event};
 use crate::transport::ws::relay::WsLink;
 use crate::transport::ws::socket::Socket;
@@ -57,12 +59,11 @@ pub fn upgrade(relay: &Arc<Relay>, mut request: Request<Incoming>) -> Result<Res
             "the relay is stopping; connect again in a moment",
         ));
     }
-    let key = handshake_key(headers)?;
-    let mut identity = read_identity(relay, &owner, headers)?;
-    let transports = relay
-        .config
-        .transports
-        .for_bridge(&text(headers, &names::TUNNEL_CLIENT_ID)?);
+    let (key, speech) = handshake(headers)?;
+    let mut identity = match speech {
+        Speech::Streams => read_identity(relay, &owner, headers)?,
+        Speech::Json => app_identity(relay, &owner)?,
+    };
     identity.name = relay.registry.reserve_name(&identity).map_err(|_| too_many_bridges())?;
 
     let mut response = Response::new(empty());
@@ -72,7 +73,6 @@ pub fn upgrade(relay: &Arc<Relay>, mut request: Request<Incoming>) -> Result<Res
         (CONNECTION, "Upgrade"),
         (UPGRADE, "websocket"),
         (SEC_WEBSOCKET_ACCEPT, &derive_accept_key(&key)),
-        (SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL),
         (names::TUNNEL_BRIDGE_ID, &identity.bridge_id),
         (names::TUNNEL_BRIDGE_NAME, &identity.name),
         (names::TUNNEL_MAX_IN_FLIGHT, &streams.to_string()),
@@ -81,12 +81,30 @@ pub fn upgrade(relay: &Arc<Relay>, mut request: Request<Incoming>) -> Result<Res
             .map_err(|_| Error::new(Code::BadRequest, "the bridge's name cannot stand in a header"))?;
         response.headers_mut().insert(name, value);
     }
+    if speech == Speech::Streams {
+        let spoken = HeaderValue::from_static(SUBPROTOCOL);
+        response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, spoken);
+    }
+    let transports = match headers.get(names::TUNNEL_CLIENT_ID).and_then(|id| id.to_str().ok()) {
+        Some(client_id) => relay.config.transports.for_bridge(client_id),
+        None => Vec::new(),
+    };
     let upgraded = hyper::upgrade::on(&mut request);
     let task = {
         let relay = Arc::clone(relay);
         async move {
-            if let Ok(upgraded) = upgraded.await {
-                run(relay, upgraded, identity, owner, transports).await;
+            let Ok(upgraded) = upgraded.await else {
+                return;
+            };
+            let Ok(parts) = auto::upgrade::downcast::<TokioIo<CallerIo>>(upgraded) else {
+                tracing::error!("a bridge's connection is not the one that was accepted");
+                return;
+            };
+            let io = parts.io.into_inner();
+            io.tune_link();
+            match speech {
+                Speech::Streams => run(relay, io, parts.read_buf, identity, owner, transports).await,
+                Speech::Json => run_json(relay, io, parts.read_buf, identity, owner).await,
             }
         }
     };
@@ -94,7 +112,17 @@ pub fn upgrade(relay: &Arc<Relay>, mut request: Request<Incoming>) -> Result<Res
     Ok(response)
 }
 
-fn handshake_key(headers: &HeaderMap) -> Result<Vec<u8>, Error> {
+/// What is spoken over the WebSocket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Speech {
+    /// `tunnel.v1`: streams.
+    Streams,
+    /// JSON messages of older desktop apps, which name no subprotocol.
+    Json,
+}
+
+/// The key to answer, and what will be spoken.
+fn handshake(headers: &HeaderMap) -> Result<(Vec<u8>, Speech), Error> {
     let bad = |detail| Error::new(Code::BadRequest, detail);
     let websocket = names::is_upgrade(headers) && names::has_token(headers, &UPGRADE, "websocket");
     let key = headers.get(SEC_WEBSOCKET_KEY).filter(|_| websocket).ok_or_else(|| {
@@ -106,10 +134,27 @@ fn handshake_key(headers: &HeaderMap) -> Result<Vec<u8>, Error> {
     if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
         return Err(bad("only version 13 of WebSocket is spoken here"));
     }
-    if !names::has_token(headers, &SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
-        return Err(bad("only the subprotocol tunnel.v1 is spoken here"));
-    }
-    Ok(key.as_bytes().to_vec())
+    let speech = if !headers.contains_key(SEC_WEBSOCKET_PROTOCOL) {
+        Speech::Json
+    } else if names::has_token(headers, &SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
+        Speech::Streams
+    } else {
+        return Err(bad("of all subprotocols only tunnel.v1 is spoken here"));
+    };
+    Ok((key.as_bytes().to_vec(), speech))
+}
+
+/// Older apps say nothing of themselves: a user has one of them, and the newest is it.
+fn app_identity(relay: &Relay, owner: &auth::Identity) -> Result<Identity, Error> {
+    let instance = random::name().map_err(|_| Error::new(Code::Overloaded, "no random numbers to be had"))?;
+    Ok(Identity {
+        user: Arc::clone(&owner.user),
+        bridge_id: relay.tokens.bridge_id(&owner.user, "desktop app over WebSocket"),
+        name: "desktop".to_owned(),
+        instance,
+        priority: 0,
+        ephemeral: false,
+    })
 }
 
 fn read_identity(relay: &Relay, owner: &auth::Identity, headers: &HeaderMap) -> Result<Identity, Error> {
@@ -155,18 +200,13 @@ pub(super) fn too_many_bridges() -> Error {
 /// One session, from the upgrade to the end of its link.
 async fn run(
     relay: Arc<Relay>,
-    upgraded: Upgraded,
+    io: CallerIo,
+    read: Bytes,
     identity: Identity,
     owner: auth::Identity,
     transports: Vec<String>,
 ) {
-    let Ok(parts) = auto::upgrade::downcast::<TokioIo<CallerIo>>(upgraded) else {
-        tracing::error!("a bridge's connection is not the one that was accepted");
-        return;
-    };
-    let io = parts.io.into_inner();
-    io.tune_link();
-    let socket = Socket::new(io, parts.read_buf, Role::Server).await;
+    let socket = Socket::new(io, read, Role::Server).await;
     let (link, mut driver) = WsLink::new(socket, relay.config.limits.in_flight_per_bridge);
     let link = Arc::new(link);
     let Some(said) = prove(&link, &mut driver).await else {
@@ -193,6 +233,31 @@ async fn run(
     let end = live(&relay, &session, &link, &mut driver, owner).await;
     relay.registry.remove(&session);
     tracing::info!(user = %bridge.user, bridge = %bridge.name, why = %end, "bridge gone");
+}
+
+/// One session of an older app, from the upgrade to the end of its link.
+async fn run_json(relay: Arc<Relay>, io: CallerIo, read: Bytes, identity: Identity, owner: auth::Identity) {
+    let (link, driver) = json::start(io, read, relay.config.limits.in_flight_per_bridge).await;
+    let shared: Arc<dyn Link> = Arc::new(link.clone());
+    let Ok(session) = relay.registry.insert(identity, "ws", None, shared) else {
+        return;
+    };
+    let bridge = &session.identity;
+    tracing::info!(user = %bridge.user, bridge = %bridge.name, transport = "ws", "desktop app connected");
+    let mut driving = std::pin::pin!(driver.run());
+    let mut draining = false;
+    let why = loop {
+        tokio::select! {
+            why = &mut driving => break why,
+            () = token_end(&owner), if link.is_alive() => link.end(Ending::TokenEnded),
+            () = session.finished(), if link.is_alive() => link.end(Ending::Done),
+            () = relay.shutdown.draining(), if !draining => draining = true,
+            () = session.idle(), if draining && link.is_alive() => link.end(Ending::GoingAway),
+            () = relay.shutdown.ended() => break "the relay stopped".to_owned(),
+        }
+    };
+    relay.registry.remove(&session);
+    tracing::info!(user = %bridge.user, bridge = %bridge.name, why, "desktop app gone");
 }
 
 /// Whether the relay's own request crosses the link, and what the bridge said meanwhile.

@@ -2,6 +2,7 @@
 
 use http::Response;
 
+use crate::harness::bridge::Transport;
 use crate::harness::caller::Raw;
 use crate::harness::{Caller, Path, chunk, json, on_each_transport, post, until, within};
 
@@ -42,42 +43,6 @@ on_each_transport! {
         answer.break_off().await;
         let end = raw.rest().await;
         assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
-    }
-
-    async fn a_bridge_that_dies_in_mid_answer_breaks_the_body(transport: Transport) {
-        for http2 in [false, true] {
-            let path = Path::scripted(transport).await;
-            let mut caller = match http2 {
-                true => Caller::connect_http2(path.relay.address, &path.token).await,
-                false => path.caller().await,
-            };
-            let (answer, response) = tokio::join!(
-                async {
-                    let answer = path.upstream.next().await.begin(Response::builder());
-                    answer.send("begun").await;
-                    answer
-                },
-                caller.post("/api/chat", "{}"),
-            );
-            let mut response = response;
-            assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "begun");
-            path.bridge.stop().await;
-            assert!(chunk(&mut response).await.unwrap().is_err(), "http2: {http2}");
-            answer.abandoned().await;
-        }
-    }
-
-    async fn a_bridge_that_dies_before_the_head_is_told_at_once(transport: Transport) {
-        let path = Path::scripted(transport).await;
-        let mut caller = path.caller().await;
-        let sending = tokio::spawn(async move { caller.post("/v1/chat/completions", "{}").await });
-        let call = path.upstream.next().await;
-        path.bridge.stop().await;
-        let response = within("the answer", sending).await.unwrap();
-        assert_eq!(response.status(), 502);
-        assert_eq!(response.headers()["tunnel-error"], "bridge_gone");
-        assert_eq!(json(response).await["error"]["code"], "bridge_gone");
-        drop(call);
     }
 
     async fn an_upstream_that_dies_before_the_head_is_told_at_once(transport: Transport) {
@@ -135,4 +100,44 @@ on_each_transport! {
         server.abort();
         drop(bridge);
     }
+}
+
+#[tokio::test]
+async fn a_bridge_that_dies_in_mid_answer_breaks_the_body() {
+    let transport = Transport::Ws;
+    for http2 in [false, true] {
+        let path = Path::scripted(transport).await;
+        let mut caller = match http2 {
+            true => Caller::connect_http2(path.relay.address, &path.token).await,
+            false => path.caller().await,
+        };
+        let (answer, response) = tokio::join!(
+            async {
+                let answer = path.upstream.next().await.begin(Response::builder());
+                answer.send("begun").await;
+                answer
+            },
+            caller.post("/api/chat", "{}"),
+        );
+        let mut response = response;
+        assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "begun");
+        path.bridge.stop().await;
+        assert!(chunk(&mut response).await.unwrap().is_err(), "http2: {http2}");
+        answer.abandoned().await;
+    }
+}
+
+#[tokio::test]
+async fn a_bridge_that_dies_before_the_head_is_told_at_once() {
+    let transport = Transport::Ws;
+    let path = Path::scripted(transport).await;
+    let mut caller = path.caller().await;
+    let sending = tokio::spawn(async move { caller.post("/v1/chat/completions", "{}").await });
+    let call = path.upstream.next().await;
+    path.bridge.stop().await;
+    let response = within("the answer", sending).await.unwrap();
+    assert_eq!(response.status(), 502);
+    assert_eq!(response.headers()["tunnel-error"], "bridge_gone");
+    assert_eq!(json(response).await["error"]["code"], "bridge_gone");
+    drop(call);
 }

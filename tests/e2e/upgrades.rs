@@ -12,6 +12,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tunnel::transport::{Body, empty};
 
+use crate::harness::bridge::Transport;
 use crate::harness::{Path, TestBridge, TestRelay, Upstream, on_each_transport, ready, until, within};
 
 /// Sends back every message, and ends when told to.
@@ -48,25 +49,6 @@ fn upgrade(path: &str) -> Request<Body> {
 }
 
 on_each_transport! {
-    async fn a_websocket_of_the_upstream_works(transport: Transport) {
-        let path = Path::to(Upstream::serving(echo).await, transport).await;
-        let mut caller = path.caller().await;
-        let response = caller.send(upgrade("/live")).await;
-        assert_eq!(response.status(), 101);
-        assert_eq!(response.headers()[SEC_WEBSOCKET_ACCEPT], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-        let upgraded = hyper::upgrade::on(response).await.unwrap();
-        let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await;
-        for size in [1, 1000, 300_000] {
-            let message = Message::Binary(vec![7; size].into());
-            socket.send(message.clone()).await.unwrap();
-            let echoed = within("the echo", socket.next()).await.unwrap().unwrap();
-            assert_eq!(echoed, message);
-        }
-        assert_eq!(path.bridge.status.figures().in_flight, 1);
-        drop(socket);
-        drop(caller);
-        until("the exchange to end", || path.bridge.status.figures().in_flight == 0).await;
-    }
 
     async fn an_upgrade_to_anything_but_a_websocket_does_not_pass(transport: Transport) {
         let path = Path::scripted(transport).await;
@@ -83,46 +65,81 @@ on_each_transport! {
         }
     }
 
-    async fn a_side_that_is_done_still_hears_the_other(transport: Transport) {
-        // The upstream sends nothing, says so, and reads what the caller sends.
-        let (sender, mut received) = tokio::sync::mpsc::channel(1);
-        let upstream = Upstream::serving(move |mut request: Request<Incoming>| {
-            let sender = sender.clone();
-            async move {
-                let upgraded = hyper::upgrade::on(&mut request);
-                tokio::spawn(async move {
-                    let mut stream = TokioIo::new(upgraded.await.unwrap());
-                    stream.shutdown().await.unwrap();
-                    let mut all = Vec::new();
-                    stream.read_to_end(&mut all).await.ok();
-                    sender.send(all).await.ok();
-                });
-                let head = Response::builder().status(101).header(CONNECTION, "upgrade").header(UPGRADE, "websocket");
-                head.body(empty()).unwrap()
-            }
-        })
-        .await;
-        let path = Path::to(upstream, transport).await;
-        let mut caller = path.caller().await;
-        let response = caller.send(upgrade("/live")).await;
-        let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
-        assert_eq!(within("the end of the upstream's side", stream.read(&mut [0; 8])).await.unwrap(), 0);
-        let sent: Vec<u8> = (0..1024 * 1024u32).flat_map(u32::to_be_bytes).collect();
-        within("room for all of it", stream.write_all(&sent)).await.unwrap();
-        stream.shutdown().await.unwrap();
-        assert!(within("all of it", received.recv()).await.unwrap() == sent);
-    }
+}
 
-    async fn an_upgrade_on_a_closed_path_is_refused(transport: Transport) {
-        let relay = TestRelay::start().await;
-        let upstream = Upstream::serving(echo).await;
-        let bridge = TestBridge::to(&relay, &upstream).transport(transport).start().await;
-        ready(&relay, "ann").await;
-        let token = relay.token("ann");
-        let mut caller = crate::harness::Caller::connect(relay.address, &token).await;
-        let response = caller.send(upgrade("/live")).await;
-        assert_eq!(response.status(), 403);
-        assert_eq!(response.headers()["tunnel-error"], "policy");
-        drop(bridge);
+#[tokio::test]
+async fn a_websocket_of_the_upstream_works() {
+    let transport = Transport::Ws;
+    let path = Path::to(Upstream::serving(echo).await, transport).await;
+    let mut caller = path.caller().await;
+    let response = caller.send(upgrade("/live")).await;
+    assert_eq!(response.status(), 101);
+    assert_eq!(response.headers()[SEC_WEBSOCKET_ACCEPT], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    let upgraded = hyper::upgrade::on(response).await.unwrap();
+    let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await;
+    for size in [1, 1000, 300_000] {
+        let message = Message::Binary(vec![7; size].into());
+        socket.send(message.clone()).await.unwrap();
+        let echoed = within("the echo", socket.next()).await.unwrap().unwrap();
+        assert_eq!(echoed, message);
     }
+    assert_eq!(path.bridge.status.figures().in_flight, 1);
+    drop(socket);
+    drop(caller);
+    until("the exchange to end", || path.bridge.status.figures().in_flight == 0).await;
+}
+
+#[tokio::test]
+async fn a_side_that_is_done_still_hears_the_other() {
+    let transport = Transport::Ws;
+    // The upstream sends nothing, says so, and reads what the caller sends.
+    let (sender, mut received) = tokio::sync::mpsc::channel(1);
+    let upstream = Upstream::serving(move |mut request: Request<Incoming>| {
+        let sender = sender.clone();
+        async move {
+            let upgraded = hyper::upgrade::on(&mut request);
+            tokio::spawn(async move {
+                let mut stream = TokioIo::new(upgraded.await.unwrap());
+                stream.shutdown().await.unwrap();
+                let mut all = Vec::new();
+                stream.read_to_end(&mut all).await.ok();
+                sender.send(all).await.ok();
+            });
+            let head = Response::builder()
+                .status(101)
+                .header(CONNECTION, "upgrade")
+                .header(UPGRADE, "websocket");
+            head.body(empty()).unwrap()
+        }
+    })
+    .await;
+    let path = Path::to(upstream, transport).await;
+    let mut caller = path.caller().await;
+    let response = caller.send(upgrade("/live")).await;
+    let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    assert_eq!(
+        within("the end of the upstream's side", stream.read(&mut [0; 8]))
+            .await
+            .unwrap(),
+        0
+    );
+    let sent: Vec<u8> = (0..1024 * 1024u32).flat_map(u32::to_be_bytes).collect();
+    within("room for all of it", stream.write_all(&sent)).await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert!(within("all of it", received.recv()).await.unwrap() == sent);
+}
+
+#[tokio::test]
+async fn an_upgrade_on_a_closed_path_is_refused() {
+    let transport = Transport::Ws;
+    let relay = TestRelay::start().await;
+    let upstream = Upstream::serving(echo).await;
+    let bridge = TestBridge::to(&relay, &upstream).transport(transport).start().await;
+    ready(&relay, "ann").await;
+    let token = relay.token("ann");
+    let mut caller = crate::harness::Caller::connect(relay.address, &token).await;
+    let response = caller.send(upgrade("/live")).await;
+    assert_eq!(response.status(), 403);
+    assert_eq!(response.headers()["tunnel-error"], "policy");
+    drop(bridge);
 }

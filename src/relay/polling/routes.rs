@@ -18,9 +18,10 @@ use crate::relay::auth;
 use crate::relay::error::{Code, Error};
 use crate::relay::own::json_response;
 use crate::relay::router::Polling;
+use crate::transport::json::{Fields, decode_body, timestamp};
 use crate::transport::poll::answer::Head;
 use crate::transport::poll::relay::Refusal;
-use crate::transport::poll::wire::{Answer, Fields, Register, decode_body, timestamp};
+use crate::transport::poll::wire::{Answer, Register};
 use crate::transport::poll::{TUNING, TUNNEL_ABORT, TUNNEL_END, TUNNEL_PART, TUNNEL_TRAILERS};
 use crate::transport::{Body, Ending, ExchangeError, Link, collect, full};
 

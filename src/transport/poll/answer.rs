@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Response};
 use http_body::Frame;
 use http_body_util::BodyExt;
@@ -100,23 +101,25 @@ impl Answer {
         };
         self.head = hash;
         self.next = 1;
-        let (body, taken) = if head.more {
+        let end = (!head.more).then_some(None);
+        let taken = if head.more { Taken::Yes } else { Taken::Last };
+        let whole = head.response.headers().contains_key(CONTENT_LENGTH) || head.bytes.is_empty();
+        let body = if whole && !head.more {
+            full(head.bytes)
+        } else {
+            // A body of unknown length stays one, even if all of it came at once.
             let (sender, receiver) = mpsc::channel(1);
-            if !head.bytes.is_empty() {
+            if end.is_some() || !head.bytes.is_empty() {
                 // The channel is empty: there is room.
-                let _ = sender.try_send(Piece {
-                    bytes: head.bytes,
-                    end: None,
-                });
+                let bytes = head.bytes;
+                let _ = sender.try_send(Piece { bytes, end });
             }
             self.pieces = Some(sender);
             let body = Pieces {
                 receiver: Some(receiver),
                 trailers: None,
             };
-            (body.boxed_unsync(), Taken::Yes)
-        } else {
-            (full(head.bytes), Taken::Last)
+            body.boxed_unsync()
         };
         waiting
             .send(Ok(head.response.map(|()| body)))

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::carry::Carrier;
 use super::client::{Call, Client, Lane, Trouble};
 use super::wire::{Batch, Capabilities, Register, Registered};
-use super::{POLL, REGISTER, TUNING};
+use super::{HEARTBEAT, POLL, REGISTER, TUNING};
 use crate::token::Secret;
 use crate::transport::Exchange;
 use crate::transport::attach::{ConnectError, Hello, Welcome};
@@ -67,6 +67,8 @@ struct Shared {
     round_trip: watch::Sender<Option<Duration>>,
     /// The network changed: try at once, and forget what was learned.
     changed: Notify,
+    /// A heartbeat is wanted.
+    heartbeat: Notify,
     /// Newer links take the work; this one finishes what it has.
     left: AtomicBool,
     /// The relay asked to be left.
@@ -79,6 +81,14 @@ impl Shared {
         self.register.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    async fn send_heartbeat(&self, body: &'static str) {
+        let path = format!("{HEARTBEAT}/{}", self.bridge_id);
+        let call = Call::post_json(&path, body);
+        if let Err(error) = self.client.fetch(call, TUNING.small_part).await {
+            tracing::debug!("no heartbeat: {error}");
+        }
+    }
+
     /// Nobody wants anything of the link but what is in flight.
     fn is_left(&self) -> bool {
         self.left.load(Ordering::Acquire)
@@ -86,9 +96,10 @@ impl Shared {
 }
 
 impl Poller {
-    /// Shows the relay a fresh token, with the next request.
+    /// Shows the relay a fresh token.
     pub fn show_token(&self, token: Secret) {
         self.0.client.show_token(token);
+        self.0.heartbeat.notify_one();
     }
 
     /// The newest measure of the round trip.
@@ -131,11 +142,7 @@ impl Poller {
     /// Asks the relay for no more work; it ends the link once everything in flight is finished.
     pub async fn drain(&self) {
         self.set_left(true);
-        let path = format!("/api/bridge/heartbeat/{}", self.0.bridge_id);
-        let call = Call::post_json(&path, r#"{"drain":true}"#);
-        if let Err(error) = self.0.client.fetch(call, TUNING.small_part).await {
-            tracing::debug!("could not say goodbye: {error}");
-        }
+        self.0.send_heartbeat(r#"{"drain":true}"#).await;
     }
 }
 
@@ -152,6 +159,8 @@ pub struct Driver {
     /// Why the relay could not be reached, if it cannot.
     failures: u32,
     away: bool,
+    /// When the relay last answered a poll.
+    reached: Instant,
 }
 
 /// Registers with the relay.
@@ -187,6 +196,7 @@ pub async fn register(
         bridge_id: bridge_id.clone(),
         round_trip: round_trip.clone(),
         changed: Notify::new(),
+        heartbeat: Notify::new(),
         left: AtomicBool::new(false),
         drained: AtomicBool::new(false),
         register: Mutex::new(register),
@@ -208,6 +218,7 @@ pub async fn register(
         acknowledged: None,
         failures: 0,
         away: false,
+        reached: Instant::now(),
     };
     Ok((Poller(shared), driver, welcome))
 }
@@ -253,6 +264,13 @@ impl Driver {
                     if let Ok(id) = done {
                         self.handles.remove(&id);
                     }
+                }
+                () = shared.heartbeat.notified() => {
+                    let shared = Arc::clone(&self.shared);
+                    self.running.spawn(async move {
+                        shared.send_heartbeat("{}").await;
+                        String::new()
+                    });
                 }
                 () = shared.changed.notified() => {
                     self.pace.forget();
@@ -314,6 +332,7 @@ impl Driver {
 
     fn note_reached(&mut self, tell: &Tell) {
         self.pace.reached();
+        self.reached = Instant::now();
         self.failures = 0;
         self.backoff.reset();
         if std::mem::take(&mut self.away) {
@@ -378,8 +397,7 @@ impl Driver {
 
     /// The relay does not know the bridge any more: it was started anew. What it had under way is lost with it.
     async fn register_again(&mut self, tell: &Tell) -> Option<End> {
-        self.running.abort_all();
-        self.handles.clear();
+        self.abort_all();
         self.acknowledged = None;
         self.shared.drained.store(false, Ordering::Release);
         let register = self.shared.lock().clone();
@@ -397,6 +415,11 @@ impl Driver {
         }
     }
 
+    fn abort_all(&mut self) {
+        self.running.abort_all();
+        self.handles.clear();
+    }
+
     /// Before the next poll: nothing after the first failure, which may be a cut, then longer and longer.
     async fn pause(&mut self, why: String, asked: Option<Duration>, tell: &Tell) {
         self.failures += 1;
@@ -404,6 +427,10 @@ impl Driver {
             return;
         }
         self.pace.not_reached();
+        if self.reached.elapsed() > TUNING.silent + self.wait() {
+            // The relay has given them up by now.
+            self.abort_all();
+        }
         if !std::mem::replace(&mut self.away, true) {
             tell(Event::Away(why));
         }

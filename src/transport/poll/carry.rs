@@ -16,10 +16,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::client::{Call, Client, Lane, Trouble};
-use super::wire::{Answer, Fields, PolledRequest, RequestData, decode_body, encode_body};
+use super::wire::{Answer, PolledRequest, RequestData};
 use super::{POLL, RESPOND, TUNING, TUNNEL_ABORT, TUNNEL_END, TUNNEL_PART, TUNNEL_TRAILERS};
 use crate::transport::attach::ConnectError;
 use crate::transport::backoff::Backoff;
+use crate::transport::json::{Fields, decode_body, encode_body};
 use crate::transport::{Body, BoxError, Exchange, ExchangeError, empty, full, refusal};
 
 /// What all exchanges of a bridge share.

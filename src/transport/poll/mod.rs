@@ -17,6 +17,8 @@ use std::time::Duration;
 
 use http::HeaderName;
 
+use super::json;
+
 /// Number of a part; 0 is the JSON head.
 pub const TUNNEL_PART: HeaderName = HeaderName::from_static("tunnel-part");
 /// `1` on the last part of a body.
@@ -33,13 +35,14 @@ pub const POLL: &str = "/api/bridge/poll";
 /// Below it: the bridge's id and the request's.
 pub const RESPOND: &str = "/api/bridge/respond";
 
+/// Below it: the bridge's id.
+pub const HEARTBEAT: &str = "/api/bridge/heartbeat";
+
 /// What is tuned, in one place: octets and times.
 #[derive(Debug)]
 pub struct Tuning {
     /// A request body up to this size goes along with the poll.
     pub inline: usize,
-    /// The same for apps that cannot fetch bodies.
-    pub inline_whole: usize,
     /// A part of a request body.
     pub upload_part: usize,
     /// A part of a response body that is always taken.
@@ -77,9 +80,8 @@ pub struct Tuning {
 /// The values in force.
 pub static TUNING: Tuning = Tuning {
     inline: 64 * 1024,
-    inline_whole: 8 * 1024 * 1024,
     upload_part: 256 * 1024,
-    small_part: 64 * 1024,
+    small_part: json::SMALL,
     part: 1024 * 1024,
     relay_budget: 16 * 1024 * 1024,
     bridge_budget: 8 * 1024 * 1024,

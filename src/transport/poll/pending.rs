@@ -6,13 +6,14 @@ use bytes::Bytes;
 use http::Request;
 use http::header::EXPECT;
 use http::request::Parts;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, oneshot};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::TUNING;
 use super::answer::{Answer, Answered};
 use super::upload::Upload;
-use super::wire::{Capabilities, Fields, PolledRequest, RequestData, encode_body, timestamp};
+use super::wire::{Capabilities, PolledRequest, RequestData};
+use crate::transport::json::{self, Fields, encode_body, timestamp};
 use crate::transport::{Body, ExchangeError, collect, empty, full};
 
 /// One exchange between its call and the end of its answer.
@@ -29,14 +30,14 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// Takes a request apart: its head, and its body at hand or to be fetched. `budget` gives room in memory for so many octets.
+    /// Takes a request apart: its head, and its body at hand or to be fetched. `budget` bounds what is held.
     ///
     /// # Errors
     /// What the bridge cannot take.
     pub(super) async fn new(
         request: Request<Body>,
         capabilities: Capabilities,
-        budget: impl Fn(usize) -> Option<Option<OwnedSemaphorePermit>>,
+        budget: &Arc<Semaphore>,
     ) -> Result<(Self, oneshot::Receiver<Answered>), ExchangeError> {
         let (head, body) = request.into_parts();
         let (waiting, answered) = oneshot::channel();
@@ -61,23 +62,15 @@ impl Pending {
             pending.upload = Mutex::new(Upload::new(body));
             return Ok((pending, answered));
         }
-        let most = if capabilities.body_parts {
-            TUNING.inline
+        if capabilities.body_parts {
+            // A caller that breaks off waits for no answer.
+            let broken = || ExchangeError::Gone("the caller broke off".into());
+            pending.inline = Some(collect(body, TUNING.inline).await.ok_or_else(broken)?);
         } else {
-            TUNING.inline_whole
-        };
-        pending._budget = budget(length.unwrap_or(most).min(most)).ok_or(ExchangeError::Overloaded)?;
-        let body = collect(body, most).await.ok_or_else(|| ExchangeError::Refused {
-            code: "too_large".to_owned(),
-            detail: "this desktop app takes request bodies of 8 MiB at the most".to_owned(),
-        })?;
-        if !capabilities.body_parts && std::str::from_utf8(&body).is_err() {
-            return Err(ExchangeError::Refused {
-                code: "bridge_gone".to_owned(),
-                detail: "this desktop app takes only text as a request body".to_owned(),
-            });
+            let (text, permit) = json::whole_text(body, budget).await?;
+            pending.inline = Some(text.into());
+            pending._budget = permit;
         }
-        pending.inline = Some(body);
         Ok((pending, answered))
     }
 

@@ -1,15 +1,13 @@
 //! The relay's end of a `poll` link: requests wait in a queue for the bridge's long poll, answers come back in parts.
 
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use http::{Method, Request, Response};
-use http_body::{Frame, SizeHint};
+use http::header::CONTENT_LENGTH;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use tokio::sync::{Notify, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
@@ -20,7 +18,8 @@ use super::pending::Pending;
 use super::queue::{Finished, Queue};
 use super::upload::{NoPart, Part};
 use super::wire::{Batch, Capabilities};
-use crate::transport::{Body, BoxError, Ending, Exchange, ExchangeError, Link, accept, headers};
+use crate::transport::json;
+use crate::transport::{Body, Ending, Exchange, ExchangeError, Link, accept, headers};
 
 /// The relay's handle to one bridge that polls; cheap to clone.
 #[derive(Clone)]
@@ -130,14 +129,7 @@ impl PollLink {
 
     /// Room for so many octets in memory, if they are more than what is always taken; none if there is none now.
     pub fn budget(&self, octets: usize) -> Option<Option<OwnedSemaphorePermit>> {
-        if octets <= TUNING.small_part {
-            return Some(None);
-        }
-        let permits = u32::try_from(octets).ok()?;
-        Arc::clone(&self.0.budget)
-            .try_acquire_many_owned(permits)
-            .ok()
-            .map(Some)
+        json::room(&self.0.budget, octets)
     }
 
     /// What there is for the bridge: at once if there is something, else when something comes, or nothing after `wait`.
@@ -199,9 +191,15 @@ impl PollLink {
         let Some((number, pending)) = self.find_or_finished(id)? else {
             return Ok(());
         };
-        if !head.more && pending.head.method != Method::HEAD {
+        let bodiless = pending.head.method == Method::HEAD
+            || matches!(
+                head.response.status(),
+                StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+            );
+        if !self.0.lock().queue.capabilities.parts && !bodiless {
             // What an app says of the length may be of the body before its own library decoded it.
-            head.response.headers_mut().remove(http::header::CONTENT_LENGTH);
+            let length = HeaderValue::from(head.bytes.len());
+            head.response.headers_mut().insert(CONTENT_LENGTH, length);
         }
         let taken = pending.answer.lock().await.take_head(message, head);
         self.conclude(number, taken?);
@@ -283,8 +281,7 @@ impl PollLink {
         }
     }
 
-    /// Resolves once there was contact within the time that counts, with true; or when the bridge is gone, or the link ended,
-    /// with false.
+    /// Resolves once there was contact lately, with true; or when the bridge is gone, or the link ended, with false.
     pub async fn contact(&self) -> bool {
         loop {
             let mut change = std::pin::pin!(self.0.life.notified());
@@ -357,7 +354,7 @@ impl PollLink {
             });
         }
         let capabilities = self.0.lock().queue.capabilities;
-        let (pending, answered) = Pending::new(request, capabilities, |octets| self.budget(octets)).await?;
+        let (pending, answered) = Pending::new(request, capabilities, &self.0.budget).await?;
         let guard = Guard {
             shared: Arc::clone(&self.0),
             number: self.0.enqueue(pending)?,
@@ -376,7 +373,14 @@ impl PollLink {
                 detail: "the desktop app did not answer in time".to_owned(),
             }),
         };
-        Ok(accept(answered?)?.map(|body| HeldBody { body, _guard: guard }.boxed_unsync()))
+        // The exchange lasts as long as anybody has the body.
+        let held = |body: Body| {
+            body.map_frame(move |frame| {
+                let _guard = &guard;
+                frame
+            })
+        };
+        Ok(accept(answered?)?.map(|body| held(body).boxed_unsync()))
     }
 }
 
@@ -486,28 +490,5 @@ struct Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         self.shared.finish(self.number, Finished::Abandoned);
-    }
-}
-
-/// The answer's body, which holds its exchange.
-struct HeldBody {
-    body: Body,
-    _guard: Guard,
-}
-
-impl http_body::Body for HeldBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

@@ -1,12 +1,14 @@
 //! The `ws` transport: byte streams side by side over one WebSocket (subprotocol `tunnel.v1`, protocol.md section 2).
 //!
 //! Bottom up: `frame` (octets), `stream` and `streams` (the rules, pure), `socket` (one WebSocket), `mux` (drives the streams
-//! over the socket), `duplex` (one of them, from outside), then the two ends: `relay` and `bridge`; `control` holds the text messages between them.
+//! over the socket), `duplex` (one of them, from outside), then the two ends: `relay` and `bridge`; `control` holds the text messages between them. `json` is what
+//! older apps speak instead.
 
 pub mod bridge;
 pub mod control;
 pub mod duplex;
 pub mod frame;
+pub mod json;
 pub mod mux;
 pub mod pulse;
 pub mod relay;
@@ -15,6 +17,8 @@ mod stream;
 pub mod streams;
 
 use std::time::Duration;
+
+use super::Ending;
 
 /// The subprotocol of our bridges.
 pub const SUBPROTOCOL: &str = "tunnel.v1";
@@ -31,12 +35,26 @@ pub mod close {
     pub const GOING_AWAY: u16 = 1001;
     /// A rule of `tunnel.v1` was broken.
     pub const PROTOCOL: u16 = 1002;
+    /// A binary message where only texts are spoken.
+    pub const UNSUPPORTED: u16 = 1003;
+    /// A text that is not JSON where only JSON is spoken.
+    pub const NOT_CONSISTENT: u16 = 1007;
     /// Too many control messages.
     pub const POLICY: u16 = 1008;
     /// The token ended, or was revoked.
     pub const TOKEN: u16 = 4001;
     /// Another process with the same client id took over.
     pub const REPLACED: u16 = 4002;
+}
+
+/// The close code and the reason for an ending.
+fn farewell(ending: Ending) -> (u16, &'static str) {
+    match ending {
+        Ending::Done => (close::NORMAL, "done"),
+        Ending::GoingAway => (close::GOING_AWAY, "the relay goes away"),
+        Ending::TokenEnded => (close::TOKEN, "the token ended"),
+        Ending::Replaced => (close::REPLACED, "another process of the same bridge took over"),
+    }
 }
 
 /// Sizes and times of a link, as plain data.

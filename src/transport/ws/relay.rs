@@ -14,7 +14,7 @@ use super::control::Control;
 use super::mux::{self, Driver, Mux};
 use super::socket::Socket;
 use super::streams::Side;
-use super::{READY_PATH, TUNING, close};
+use super::{READY_PATH, TUNING};
 use crate::transport::http1::{Connection, Pool};
 use crate::transport::{Body, Ending, Exchange, ExchangeError, Link, accept, empty, expect};
 
@@ -93,12 +93,7 @@ impl Link for WsLink {
     }
 
     fn end(&self, ending: Ending) {
-        let (code, reason) = match ending {
-            Ending::Done => (close::NORMAL, "done"),
-            Ending::GoingAway => (close::GOING_AWAY, "the relay goes away"),
-            Ending::TokenEnded => (close::TOKEN, "the token ended"),
-            Ending::Replaced => (close::REPLACED, "another process of the same bridge took over"),
-        };
+        let (code, reason) = super::farewell(ending);
         self.mux.close(code, reason);
         self.pool.clear();
     }
