@@ -23,6 +23,7 @@ mod leaving;
 mod limits;
 mod policy;
 mod processes;
+mod proxies;
 mod recovery;
 mod semantics;
 mod streaming;

@@ -5,6 +5,8 @@ pub(crate) mod caller;
 pub(crate) mod corporate;
 #[cfg(target_os = "linux")]
 pub(crate) mod process;
+#[cfg(target_os = "linux")]
+pub(crate) mod programs;
 pub(crate) mod proxy;
 pub(crate) mod relay;
 pub(crate) mod tls;

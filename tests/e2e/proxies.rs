@@ -1,0 +1,219 @@
+//! Through real proxies: those that stand in front of relays, and those between a desktop and the world.
+#![cfg(target_os = "linux")]
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use tunnel::bridge::status::Phase;
+use tunnel::transport::full;
+
+use crate::harness::bridge::Transport;
+use crate::harness::caller::Raw;
+use crate::harness::programs::{Front, Gateway, PASSWORD, Program, USER};
+use crate::harness::{Caller, Path, TestBridge, TestRelay, Upstream, chunk, ready, text, within};
+
+/// A bridge whose way to its relay leads through a proxy.
+struct Behind {
+    relay: TestRelay,
+    front: Program,
+    upstream: Upstream,
+    bridge: TestBridge,
+    token: String,
+}
+
+impl Behind {
+    async fn new(front: Front, transport: Transport) -> Self {
+        let relay = TestRelay::start().await;
+        let front = Program::before(relay.address, front).await;
+        let upstream = Upstream::scripted().await;
+        let bridge = TestBridge::between(front.address, upstream.address)
+            .transport(transport)
+            .start()
+            .await;
+        ready(&relay, "ann").await;
+        let token = relay.token("ann");
+        Self {
+            relay,
+            front,
+            upstream,
+            bridge,
+            token,
+        }
+    }
+
+    /// A caller at the relay itself.
+    async fn caller(&self) -> Caller {
+        Caller::connect(self.relay.address, &self.token).await
+    }
+
+    /// A caller who goes through the proxy too.
+    async fn distant_caller(&self) -> Caller {
+        Caller::connect(self.front.address, &self.token).await
+    }
+}
+
+/// A chat whose every piece is sent only after the one before it was seen.
+async fn chat_in_lock_step(upstream: &Upstream, caller: &mut Caller) {
+    let (answer, mut response) = tokio::join!(
+        async { upstream.next().await.begin(Response::builder()) },
+        caller.post("/api/chat", "{}"),
+    );
+    assert_eq!(response.status(), 200);
+    for number in 0..50 {
+        let line = format!("{{\"chunk\":{number}}}\n");
+        answer.send(line.clone()).await;
+        assert_eq!(chunk(&mut response).await.unwrap().unwrap(), line);
+    }
+    drop(answer);
+    assert!(chunk(&mut response).await.is_none());
+}
+
+/// Waits until the bridge says why it is not connected.
+async fn told(bridge: &TestBridge) -> String {
+    let mut phase = bridge.status.phase();
+    let waiting = phase.wait_for(|phase| matches!(phase, Phase::Waiting { .. }));
+    let phase = within("the bridge to say why", waiting).await.unwrap().clone();
+    let Phase::Waiting { why } = phase else { unreachable!() };
+    why
+}
+
+#[tokio::test]
+async fn a_chat_passes_proxies_that_upgrade_in_lock_step() {
+    for front in [Front::HastyNginx, Front::HastyHaproxy] {
+        let behind = Behind::new(front, Transport::Ws).await;
+        chat_in_lock_step(&behind.upstream, &mut behind.caller().await).await;
+        chat_in_lock_step(&behind.upstream, &mut behind.distant_caller().await).await;
+    }
+}
+
+/// Both directions are buffered by default; the relay's `X-Accel-Buffering: no` opens the one that must be.
+#[tokio::test]
+async fn a_chat_reaches_a_caller_behind_a_proxy_that_buffers_in_lock_step() {
+    let path = Path::scripted(Transport::Ws).await;
+    let front = Program::before(path.relay.address, Front::NaiveNginx).await;
+    let mut caller = Caller::connect(front.address, &path.token).await;
+    chat_in_lock_step(&path.upstream, &mut caller).await;
+}
+
+/// The proxy speaks HTTP/1.0 to the relay, where the end of a body is the end of the connection.
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_broken_behind_a_proxy_too() {
+    let path = Path::scripted(Transport::Ws).await;
+    let front = Program::before(path.relay.address, Front::NaiveNginx).await;
+    let mut caller = Caller::connect(front.address, &path.token).await;
+    let (answer, mut response) = path.begun(&mut caller).await;
+    answer.send("first").await;
+    assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "first");
+    answer.break_off().await;
+    assert!(chunk(&mut response).await.unwrap().is_err());
+}
+
+/// Takes the three seconds that the proxy has.
+#[tokio::test]
+async fn an_answer_that_a_proxy_cuts_for_its_silence_is_broken_and_cancelled() {
+    let path = Path::scripted(Transport::Ws).await;
+    let front = Program::before(path.relay.address, Front::HastyNaiveNginx).await;
+    let mut caller = Caller::connect(front.address, &path.token).await;
+    let (answer, mut response) = path.begun(&mut caller).await;
+    answer.send("first").await;
+    assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "first");
+    assert!(chunk(&mut response).await.unwrap().is_err());
+    answer.abandoned().await;
+}
+
+#[tokio::test]
+async fn a_caller_who_leaves_a_proxy_is_seen_leaving_at_the_upstream() {
+    let path = Path::scripted(Transport::Ws).await;
+    let front = Program::before(path.relay.address, Front::NaiveNginx).await;
+    let mut caller = Caller::connect(front.address, &path.token).await;
+    let (answer, mut response) = path.begun(&mut caller).await;
+    answer.send("first").await;
+    assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "first");
+    drop((caller, response));
+    answer.abandoned().await;
+}
+
+#[tokio::test]
+async fn an_upload_through_a_proxy_that_buffers_arrives_whole() {
+    let path = Path::scripted(Transport::Ws).await;
+    let front = Program::before(path.relay.address, Front::NaiveNginx).await;
+    let mut caller = Caller::connect(front.address, &path.token).await;
+    // More than the proxy holds in memory, and as much as it lets pass by default.
+    let upload = vec![b'x'; 1024 * 1024];
+    let (received, response) = tokio::join!(
+        async {
+            let (request, reply) = path.upstream.next().await.split();
+            let received = within("the upload", request.into_body().collect())
+                .await
+                .unwrap()
+                .to_bytes();
+            reply.send(Response::new(full("done"))).unwrap();
+            received
+        },
+        caller.send(Request::post("/api/blobs/x").body(full(upload.clone())).unwrap()),
+    );
+    assert!(received == upload);
+    assert_eq!(text(response).await, "done");
+}
+
+#[tokio::test]
+async fn a_proxy_that_lets_no_websocket_pass_is_told_by_its_answer() {
+    // One passes the request on without its upgrade, and the relay says so; the other answers by itself.
+    for (front, word) in [
+        (Front::NaiveNginx, "a proxy removed its Upgrade"),
+        (Front::StrictHaproxy, "403"),
+    ] {
+        let relay = TestRelay::start().await;
+        let front = Program::before(relay.address, front).await;
+        let upstream = Upstream::scripted().await;
+        let bridge = TestBridge::between(front.address, upstream.address)
+            .transport(Transport::Ws)
+            .launch();
+        let why = told(&bridge).await;
+        assert!(why.contains("WebSocket") && why.contains(word), "{why}");
+        bridge.stop().await;
+    }
+}
+
+/// Takes the three and five seconds that the proxies have.
+#[tokio::test]
+async fn a_link_that_a_proxy_cuts_for_its_silence_comes_back_by_itself() {
+    let cut_and_back = async |front| {
+        let behind = Behind::new(front, Transport::Ws).await;
+        behind.bridge.disconnected().await;
+        behind.bridge.connected().await;
+        ready(&behind.relay, "ann").await;
+        chat_in_lock_step(&behind.upstream, &mut behind.caller().await).await;
+    };
+    tokio::join!(cut_and_back(Front::HastyNginx), cut_and_back(Front::HastyHaproxy));
+}
+
+/// What the bridge must understand: a wrong password is 407 at one and 401 at the other, and not every answer is HTTP/1.1.
+#[tokio::test]
+async fn gateways_let_through_who_knows_the_password() {
+    let relay = TestRelay::start().await;
+    let address = relay.address;
+    for (gateway, accepted, refused) in [
+        (Gateway::Squid, "HTTP/1.1 200", "HTTP/1.1 407"),
+        (Gateway::Tinyproxy, "HTTP/1.0 200", "HTTP/1.0 401"),
+    ] {
+        let gateway = Program::gateway(gateway).await;
+        for (password, answer) in [("another", refused), (PASSWORD, accepted)] {
+            let credentials = BASE64_STANDARD.encode(format!("{USER}:{password}"));
+            let mut raw = Raw::connect(gateway.address).await;
+            raw.send(format!(
+                "CONNECT {address} HTTP/1.1\r\nHost: {address}\r\nProxy-Authorization: Basic {credentials}\r\n\r\n"
+            ))
+            .await;
+            let head = raw.until("\r\n\r\n").await;
+            assert!(head.starts_with(answer), "{head}");
+            if answer == accepted {
+                raw.send(format!("GET /healthz HTTP/1.1\r\nHost: {address}\r\n\r\n"))
+                    .await;
+                let head = raw.until("\r\n\r\n").await;
+                assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+            }
+        }
+    }
+}
