@@ -1,6 +1,8 @@
 //! Through real proxies: those that stand in front of relays, and those between a desktop and the world.
 #![cfg(target_os = "linux")]
 
+use std::time::Duration;
+
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::{Request, Response};
@@ -11,7 +13,10 @@ use tunnel::transport::full;
 use crate::harness::bridge::Transport;
 use crate::harness::caller::Raw;
 use crate::harness::programs::{Front, Gateway, PASSWORD, Program, USER};
-use crate::harness::{Caller, Path, TestBridge, TestRelay, Upstream, chunk, ready, text, within};
+use crate::harness::{Caller, Path, TestBridge, TestRelay, Upstream, chunk, ready, text, until, within};
+
+/// Longer than any of the proxies here lets a connection be silent.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// A bridge whose way to its relay leads through a proxy.
 struct Behind {
@@ -214,6 +219,97 @@ async fn gateways_let_through_who_knows_the_password() {
                 let head = raw.until("\r\n\r\n").await;
                 assert!(head.starts_with("HTTP/1.1 200"), "{head}");
             }
+        }
+    }
+}
+
+#[tokio::test]
+async fn auto_ends_on_polling_where_a_proxy_lets_no_websocket_pass_and_says_why() {
+    for (front, status) in [(Front::NaiveNginx, "400"), (Front::StrictHaproxy, "403")] {
+        let behind = Behind::new(front, Transport::Auto).await;
+        match &*behind.bridge.status.phase().borrow() {
+            Phase::Connected { transport, why, .. } => {
+                assert_eq!(*transport, "poll");
+                assert!(why.as_ref().is_some_and(|why| why.contains(status)), "{why:?}");
+            }
+            phase => panic!("not connected: {phase:?}"),
+        }
+        chat_in_lock_step(&behind.upstream, &mut behind.caller().await).await;
+        chat_in_lock_step(&behind.upstream, &mut behind.distant_caller().await).await;
+    }
+}
+
+/// A chat that begins as soon as there is a bridge, whichever transport that has found by then.
+async fn survives_silence_behind(front: Front) {
+    let behind = Behind::new(front, Transport::Auto).await;
+    let mut caller = behind.caller().await;
+    let (answer, mut response) = tokio::join!(
+        async { behind.upstream.next().await.begin(Response::builder()) },
+        caller.post("/api/chat", "{}"),
+    );
+    answer.send("first").await;
+    assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "first");
+    tokio::time::sleep(SILENCE).await;
+    answer.send(" last").await;
+    drop(answer);
+    assert_eq!(text(response).await, " last");
+}
+
+#[tokio::test]
+async fn a_stream_silent_for_ten_seconds_survives_a_proxy_that_cuts_after_three() {
+    survives_silence_behind(Front::HastyNginx).await;
+}
+
+#[tokio::test]
+async fn a_stream_silent_for_ten_seconds_survives_a_proxy_that_cuts_tunnels_after_five() {
+    survives_silence_behind(Front::HastyHaproxy).await;
+}
+
+#[tokio::test]
+async fn a_stream_silent_for_ten_seconds_survives_a_proxy_that_refuses_upgrades() {
+    survives_silence_behind(Front::StrictHaproxy).await;
+}
+
+#[tokio::test]
+async fn a_stream_silent_for_ten_seconds_survives_a_proxy_without_upgrades_that_cuts_after_three() {
+    survives_silence_behind(Front::HastyNaiveNginx).await;
+}
+
+#[tokio::test]
+async fn a_chat_passes_a_gateway_that_asks_for_a_password() {
+    for gateway in [Gateway::Squid, Gateway::Tinyproxy] {
+        for transport in [Transport::Ws, Transport::Poll] {
+            let relay = TestRelay::start().await;
+            let upstream = Upstream::scripted().await;
+            let gateway = Program::gateway(gateway).await;
+            let plan = TestBridge::to(&relay, &upstream).transport(transport);
+            let bridge = plan.proxy(&gateway.url(PASSWORD)).start().await;
+            ready(&relay, "ann").await;
+            let mut caller = Caller::connect(relay.address, &relay.token("ann")).await;
+            chat_in_lock_step(&upstream, &mut caller).await;
+            bridge.stop().await;
+            // Written when the connection ends. The local server is never sought out there.
+            let passed = relay.address.to_string();
+            until("the gateway's note of the relay", || gateway.said().contains(&passed)).await;
+            assert!(!gateway.said().contains(&upstream.address.to_string()));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_password_for_a_gateway_is_told_in_plain_words() {
+    for gateway in [Gateway::Squid, Gateway::Tinyproxy] {
+        let gateway = Program::gateway(gateway).await;
+        for transport in [Transport::Ws, Transport::Poll, Transport::Auto] {
+            let relay = TestRelay::start().await;
+            let upstream = Upstream::scripted().await;
+            let plan = TestBridge::to(&relay, &upstream).transport(transport);
+            let bridge = plan.proxy(&gateway.url("abracadabra")).launch();
+            let why = told(&bridge).await;
+            let words = [&gateway.address.to_string(), "proxy", "password"];
+            assert!(words.iter().all(|word| why.contains(*word)), "{why}");
+            assert!(!why.contains("abracadabra"), "{why}");
+            bridge.stop().await;
         }
     }
 }

@@ -92,6 +92,11 @@ impl Program {
         }
     }
 
+    /// Its URL for a user who gives this password.
+    pub(crate) fn url(&self, password: &str) -> String {
+        format!("http://{USER}:{password}@{}", self.address)
+    }
+
     /// What it wrote to its log so far.
     pub(crate) fn said(&self) -> String {
         let bytes = fs::read(self.folder.path().join(OUTPUT)).unwrap_or_default();
