@@ -217,7 +217,11 @@ impl Proxy {
 
     fn refusal(&self, response: &Response<Incoming>, server: &Origin) -> DialError {
         let status = response.status();
-        if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+        // tinyproxy answers 401 to a wrong password.
+        if matches!(
+            status,
+            StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::UNAUTHORIZED
+        ) {
             let offers = response.headers().get_all(PROXY_AUTHENTICATE).into_iter();
             let offers: Vec<_> = offers.filter_map(|offer| login_scheme(offer.to_str().ok()?)).collect();
             return if offers.is_empty() || offers.iter().any(|scheme| scheme.eq_ignore_ascii_case("basic")) {

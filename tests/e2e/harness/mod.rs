@@ -40,13 +40,20 @@ pub(crate) async fn ready(relay: &TestRelay, user: &str) {
 }
 
 /// Looks again and again until the condition holds: for states that nobody announces.
-pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    within(what, async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    })
-    .await;
+pub(crate) async fn until(what: &str, condition: impl FnMut() -> bool) {
+    within(what, holds(condition)).await;
+}
+
+/// The same for what takes longer by its nature.
+pub(crate) async fn until_within(limit: Duration, what: &str, condition: impl FnMut() -> bool) {
+    let held = tokio::time::timeout(limit, holds(condition)).await;
+    assert!(held.is_ok(), "waited too long for {what}");
+}
+
+async fn holds(mut condition: impl FnMut() -> bool) {
+    while !condition() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }
 
 /// Makes one test of a scenario for each transport.
