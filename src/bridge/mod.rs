@@ -275,11 +275,10 @@ impl Bridge {
         let transport = uplink.transport;
         let name = &uplink.welcome.name;
         let why = self.why(transport);
+        let (relay, transport_name) = (&self.connector.relay, transport.name());
         match &why {
-            Some(why) => {
-                tracing::info!(relay = %self.connector.relay, name, transport = transport.name(), why, "connected")
-            }
-            None => tracing::info!(relay = %self.connector.relay, name, transport = transport.name(), "connected"),
+            Some(why) => tracing::info!(%relay, name, transport = transport_name, why, "connected"),
+            None => tracing::info!(%relay, name, transport = transport_name, "connected"),
         }
         if *name != self.connector.name {
             let wished = &self.connector.name;

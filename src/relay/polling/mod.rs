@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
 
@@ -79,7 +79,7 @@ impl Pollers {
             .cloned();
         let entry =
             entry.ok_or_else(|| Error::new(Code::NotFound, "no bridge of this id is registered; register it"))?;
-        let instance = headers.get(TUNNEL_INSTANCE).map(|value| value.as_bytes());
+        let instance = headers.get(TUNNEL_INSTANCE).map(HeaderValue::as_bytes);
         if instance.is_some_and(|instance| instance != entry.instance.as_bytes()) {
             return Err(Error::new(Code::Replaced, "another process of this bridge took over"));
         }

@@ -43,6 +43,16 @@ pub(super) struct Queue<E> {
     drain_news: bool,
 }
 
+/// What one poll is told.
+pub(super) struct Taken<'a, E> {
+    /// The answer, without requests.
+    pub(super) batch: Batch,
+    /// The exchanges to deliver, with their numbers.
+    pub(super) requests: Vec<(u64, &'a E)>,
+    /// The numbers of those that are over.
+    pub(super) cancelled: &'a [u64],
+}
+
 impl<E> Queue<E> {
     /// Nothing has come yet.
     pub(super) fn new(capabilities: Capabilities) -> Self {
@@ -144,14 +154,9 @@ impl<E> Queue<E> {
         self.turn
     }
 
-    /// What is to be told to the poll of this turn: a batch if there is anything to tell, or `whatever` there is; the exchanges to
-    /// deliver beside it, with their numbers. `size` tells the octets of a request.
-    pub(super) fn take(
-        &mut self,
-        turn: u64,
-        whatever: bool,
-        size: impl Fn(&E) -> usize,
-    ) -> Option<(Batch, Vec<(u64, &E)>, &[u64])> {
+    /// What is to be told to the poll of this turn, if there is anything to tell, or `whatever` there is. `size` tells the octets
+    /// of a request.
+    pub(super) fn take(&mut self, turn: u64, whatever: bool, size: impl Fn(&E) -> usize) -> Option<Taken<'_, E>> {
         let superseded = self.turn != turn;
         let news = !(self.queue.is_empty()
             && self.unacknowledged.is_empty()
@@ -159,7 +164,11 @@ impl<E> Queue<E> {
             && self.told.is_empty()
             && !self.drain_news);
         if superseded || (whatever && !news) {
-            return Some((self.empty_batch(), Vec::new(), &[]));
+            return Some(Taken {
+                batch: self.empty_batch(),
+                requests: Vec::new(),
+                cancelled: &[],
+            });
         }
         if !news {
             return None;
@@ -175,7 +184,11 @@ impl<E> Queue<E> {
         };
         let requests = self.unacknowledged.iter();
         let requests = requests.filter_map(|number| Some((*number, self.exchanges.get(number)?)));
-        Some((batch, requests.collect(), &self.told))
+        Some(Taken {
+            batch,
+            requests: requests.collect(),
+            cancelled: &self.told,
+        })
     }
 
     /// To those of the last batch that was not acknowledged, adds new ones as far as a batch goes.
@@ -216,9 +229,9 @@ mod tests {
     /// One poll: the batch's number, the requests and the cancelled in it.
     fn poll(queue: &mut Queue<usize>, ack: Option<u64>) -> Option<(u64, Vec<u64>, Vec<u64>)> {
         let turn = queue.begin_poll(ack);
-        let (batch, requests, told) = queue.take(turn, false, |size| *size)?;
-        let requests = requests.into_iter().map(|(number, _)| number).collect();
-        Some((batch.batch, requests, told.to_vec()))
+        let taken = queue.take(turn, false, |size| *size)?;
+        let requests = taken.requests.into_iter().map(|(number, _)| number).collect();
+        Some((taken.batch.batch, requests, taken.cancelled.to_vec()))
     }
 
     #[test]
@@ -277,7 +290,7 @@ mod tests {
         let older = queue.begin_poll(None);
         queue.begin_poll(None);
         queue.push(1);
-        let (batch, requests, _) = queue.take(older, false, |size| *size).unwrap();
-        assert_eq!((batch.batch, requests.len()), (0, 0));
+        let taken = queue.take(older, false, |size| *size).unwrap();
+        assert_eq!((taken.batch.batch, taken.requests.len()), (0, 0));
     }
 }

@@ -470,13 +470,14 @@ impl Shared {
         let size = |pending: &Arc<Pending>| pending.inline.as_ref().map_or(0, Bytes::len);
         let id = |number: u64| format!("{}-{number}", self.prefix);
         let taken = state.queue.take(turn, whatever, size);
-        Ok(taken.map(|(batch, requests, cancelled)| Batch {
-            requests: requests
+        Ok(taken.map(|taken| Batch {
+            requests: taken
+                .requests
                 .into_iter()
                 .map(|(number, pending)| pending.to_message(id(number), capabilities))
                 .collect(),
-            cancelled: cancelled.iter().copied().map(id).collect(),
-            ..batch
+            cancelled: taken.cancelled.iter().copied().map(id).collect(),
+            ..taken.batch
         }))
     }
 }

@@ -76,9 +76,8 @@ impl Upload {
             return Err(NoPart::OutOfOrder { next: self.next });
         }
         // Nothing is lost if the bridge hangs up meanwhile: what was gathered stays.
-        match tokio::time::timeout(wait, self.gather()).await {
-            Ok(false) => return Err(NoPart::Broken),
-            Ok(true) | Err(_) => {}
+        if let Ok(false) = tokio::time::timeout(wait, self.gather()).await {
+            return Err(NoPart::Broken);
         }
         let size = self.gathered.len().min(TUNING.upload_part);
         let bytes = self.gathered.split_to(size).freeze();

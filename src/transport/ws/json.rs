@@ -58,8 +58,10 @@ struct State {
 
 struct Waiting {
     method: Method,
-    answer: oneshot::Sender<Result<Response<Body>, ExchangeError>>,
+    answer: oneshot::Sender<Answered>,
 }
+
+type Answered = Result<Response<Body>, ExchangeError>;
 
 enum Outgoing {
     Message(String, Option<OwnedSemaphorePermit>),
@@ -308,10 +310,7 @@ impl Shared {
         }
     }
 
-    fn begin(
-        &self,
-        method: Method,
-    ) -> Result<(String, oneshot::Receiver<Result<Response<Body>, ExchangeError>>), ExchangeError> {
+    fn begin(&self, method: Method) -> Result<(String, oneshot::Receiver<Answered>), ExchangeError> {
         let mut state = self.lock();
         if state.ended {
             return Err(ExchangeError::Gone("the app is gone".into()));

@@ -58,6 +58,7 @@ pub(crate) struct Plan {
     rules: Vec<String>,
     transport: Transport,
     timing: Timing,
+    memory: Option<PathBuf>,
 }
 
 impl TestBridge {
@@ -81,6 +82,7 @@ impl TestBridge {
             rules: Vec::new(),
             transport: Transport::Ws,
             timing: Timing::default(),
+            memory: None,
         }
     }
 
@@ -89,6 +91,21 @@ impl TestBridge {
         let mut phase = self.status.phase();
         let connected = phase.wait_for(|phase| matches!(phase, Phase::Connected { .. }));
         within("the bridge to be connected", connected).await.unwrap();
+    }
+
+    /// The transport it is connected over, and why.
+    pub(crate) fn transport(&self) -> (&'static str, Option<String>) {
+        match &*self.status.phase().borrow() {
+            Phase::Connected { transport, why, .. } => (transport, why.clone()),
+            phase => panic!("not connected: {phase:?}"),
+        }
+    }
+
+    /// Waits until it is connected over this transport.
+    pub(crate) async fn connected_over(&self, wanted: &str) {
+        let mut phase = self.status.phase();
+        let there = phase.wait_for(|phase| matches!(phase, Phase::Connected { transport, .. } if *transport == wanted));
+        within(wanted, there).await.unwrap();
     }
 
     /// Waits until it is not.
@@ -121,6 +138,12 @@ impl TestBridge {
 impl Plan {
     pub(crate) fn transport(mut self, transport: Transport) -> Self {
         self.transport = transport;
+        self
+    }
+
+    /// Where it remembers networks.
+    pub(crate) fn memory(mut self, path: PathBuf) -> Self {
+        self.memory = Some(path);
         self
     }
 
@@ -219,7 +242,7 @@ impl Plan {
                 .with_proxies(self.proxies),
             transport: self.transport.into(),
             timing: self.timing,
-            memory: None,
+            memory: self.memory,
         };
         let status = Arc::new(Status::default());
         let shutdown = Shutdown::new();

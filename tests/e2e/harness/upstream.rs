@@ -157,6 +157,11 @@ impl Call {
         }
     }
 
+    /// Whether nobody waits for the answer any more.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.reply.is_closed()
+    }
+
     /// Resolves when nobody waits for the answer any more.
     pub(crate) async fn abandoned(&mut self) {
         within("the upstream to see the caller leave", self.reply.closed()).await;
@@ -181,6 +186,11 @@ impl Answer {
     /// Breaks the body off.
     pub(crate) async fn break_off(self) {
         self.0.send(Err("broken off".into())).await.unwrap();
+    }
+
+    /// Whether nobody reads the body any more.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.0.is_closed()
     }
 
     /// Resolves when nobody reads the body any more.
