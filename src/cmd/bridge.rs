@@ -302,9 +302,9 @@ async fn show(status: &Status, relay: &str, bars: &MultiProgress) -> std::conver
         let figures = status.figures();
         let rate = (figures.bytes - before) as f64 / REDRAW.as_secs_f64();
         before = figures.bytes;
-        let head = match &*status.phase().borrow() {
-            Phase::Connecting => format!("connecting to {relay}"),
-            Phase::Waiting { why } => format!("not connected: {why}"),
+        let (head, tail) = match &*status.phase().borrow() {
+            Phase::Connecting => (format!("connecting to {relay}"), String::new()),
+            Phase::Waiting { why } => (format!("not connected: {why}"), String::new()),
             Phase::Connected { name, transport, why } => {
                 let round_trip = figures
                     .round_trip
@@ -318,12 +318,12 @@ async fn show(status: &Status, relay: &str, bars: &MultiProgress) -> std::conver
                     ""
                 };
                 let why = why.as_ref().map_or_else(String::new, |why| format!(" · {why}"));
-                format!("{name} at {relay} ({transport}{round_trip}){why}{away}")
+                (format!("{name} at {relay} ({transport}{round_trip}){away}"), why)
             }
         };
         let rate = bytesize::ByteSize::b(rate as u64);
         bar.set_message(format!(
-            "{head} · {} in flight · {} done · {rate}/s",
+            "{head} · {} in flight · {} done · {rate}/s{tail}",
             figures.in_flight, figures.done
         ));
         bar.tick();
