@@ -34,8 +34,8 @@ struct Arguments {
     /// Fewer and shorter rounds, and 200 bridges instead of 2,000
     #[arg(long)]
     quick: bool,
-    /// Only these: a (64 callers), b (one caller), c (memory), d (40 ms away), e (CPU)
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = PossibleValuesParser::new(["a", "b", "c", "d", "e"]))]
+    /// Only these: a (64 callers), b (one caller), c (memory), d (40 ms away), e (CPU), f (memory, polling)
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = PossibleValuesParser::new(["a", "b", "c", "d", "e", "f"]))]
     only: Vec<String>,
     /// What cargo passes
     #[arg(long, hide = true)]
@@ -90,6 +90,9 @@ async fn measure(arguments: &Arguments) -> Table {
     }
     if arguments.wants("c") {
         memory::measure(quick, &mut table).await;
+    }
+    if arguments.wants("f") {
+        memory::polling(quick, &mut table).await;
     }
     table
 }

@@ -1,11 +1,11 @@
-//! What idle bridges cost the relay, and what a burst leaves behind (c).
+//! What idle bridges cost the relay (c over WebSocket, f over polling), and what a burst leaves behind (c).
 
 use std::time::Duration;
 
 use tokio::time::sleep;
 
 use super::process::Relay;
-use super::swarm::Swarm;
+use super::swarm::{Swarm, Transport};
 use super::table::{Goal, Table};
 
 /// Requests at once on each bridge.
@@ -52,16 +52,35 @@ pub(crate) async fn measure(quick: bool, table: &mut Table) {
     table.add("   … at most during the burst", "KiB", figures.most, Goal::None);
 }
 
-async fn round(bridges: usize, figures: &mut Figures) {
+/// Measures polling bridges; each has two connections to the relay, and one poll that waits.
+pub(crate) async fn polling(quick: bool, table: &mut Table) {
+    let (rounds, bridges) = if quick { (1, 200) } else { (2, 2000) };
+    let mut each = Vec::new();
+    for _ in 0..rounds {
+        let (relay, before) = settled(Transport::Poll).await;
+        let swarm = Swarm::connect(relay.address, bridges, STREAMS, Transport::Poll).await;
+        sleep(SETTLED).await;
+        each.push((relay.process.resident() - before) / bridges as f64);
+        drop(swarm);
+    }
+    let name = format!("f  each of {bridges} idle bridges that poll");
+    table.add(name, "KiB", each, Goal::AtMost(36.0));
+}
+
+/// A relay after one bridge and one request: code that runs for the first time is mapped, and would be counted.
+async fn settled(transport: Transport) -> (Relay, f64) {
     let relay = Relay::start(&OPTIONS);
-    // One bridge and one request first: code that runs for the first time is mapped, and would be counted.
-    let swarm = Swarm::connect(relay.address, 1, 1).await;
+    let swarm = Swarm::connect(relay.address, 1, 1, transport).await;
     swarm.burst().await;
     drop(swarm);
     sleep(SETTLED_FIRST).await;
     let before = relay.process.resident();
+    (relay, before)
+}
 
-    let swarm = Swarm::connect(relay.address, bridges, STREAMS).await;
+async fn round(bridges: usize, figures: &mut Figures) {
+    let (relay, before) = settled(Transport::Ws).await;
+    let swarm = Swarm::connect(relay.address, bridges, STREAMS, Transport::Ws).await;
     sleep(SETTLED).await;
     let idle = relay.process.resident();
     figures.each.push((idle - before) / bridges as f64);

@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use tunnel::token::Secret;
 use tunnel::transport::attach::Hello;
 use tunnel::transport::dial::{Dialer, RelayUrl};
+use tunnel::transport::poll::bridge::register;
 use tunnel::transport::ws::bridge::{answer, connect};
 use tunnel::transport::ws::mux::Event;
 use tunnel::transport::{Body, Exchange, ExchangeError, collect, full};
@@ -53,7 +54,7 @@ impl Drop for Swarm {
 
 impl Swarm {
     /// Connects so many, each of which answers `together` requests at once.
-    pub(crate) async fn connect(relay: SocketAddr, bridges: usize, together: usize) -> Self {
+    pub(crate) async fn connect(relay: SocketAddr, bridges: usize, together: usize, transport: Transport) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -63,7 +64,7 @@ impl Swarm {
         for worker in 0..SIDE_BY_SIDE {
             let connecting = async move {
                 for number in (worker..bridges).step_by(SIDE_BY_SIDE) {
-                    begin(relay, number, together).await;
+                    begin(relay, number, together, transport).await;
                 }
             };
             workers.spawn_on(connecting, runtime.handle());
@@ -100,8 +101,15 @@ fn name(number: usize) -> String {
     format!("bridge-{number}")
 }
 
+/// How a swarm is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Ws,
+    Poll,
+}
+
 /// Connects one bridge, and drives it in a task of its own.
-async fn begin(relay: SocketAddr, number: usize, together: usize) {
+async fn begin(relay: SocketAddr, number: usize, together: usize, transport: Transport) {
     let url: RelayUrl = format!("http://{relay}").parse().unwrap();
     let dialer = Dialer::new(None, PATIENCE).unwrap();
     let hello = Hello {
@@ -112,8 +120,14 @@ async fn begin(relay: SocketAddr, number: usize, together: usize) {
         priority: 0,
         ephemeral: false,
     };
-    let (_mux, mut driver, _welcome) = connect(&dialer, &url, &hello).await.expect("a link");
     let exchange: Arc<dyn Exchange> = Arc::new(Together(Barrier::new(together)));
+    if transport == Transport::Poll {
+        let registering = register(&dialer, &url, &hello, None, exchange);
+        let (_poller, driver, _welcome) = registering.await.expect("a link");
+        tokio::spawn(driver.run(Box::new(|_| {})));
+        return;
+    }
+    let (_mux, mut driver, _welcome) = connect(&dialer, &url, &hello).await.expect("a link");
     tokio::spawn(async move {
         let mut streams = JoinSet::new();
         loop {

@@ -142,7 +142,8 @@ pub async fn serve(relay: Arc<Relay>, stream: TcpStream, address: SocketAddr, pe
         let caller = caller.clone();
         service_fn(move |request| {
             let active = caller.enter();
-            handle(Arc::clone(&relay), caller.clone(), active, request)
+            // In a box, or every connection would hold room for it while no request is under way.
+            Box::pin(handle(Arc::clone(&relay), caller.clone(), active, request))
         })
     };
     let builder = builder(&relay.config.limits);

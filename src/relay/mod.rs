@@ -198,7 +198,8 @@ async fn respond(
         }
         Route::Forward(target) => {
             let identity = auth::caller(&relay.tokens, headers)?;
-            dispatch::forward(relay, caller, active, &identity, target, request).await
+            // In a box, or a poll that waits would hold room for it.
+            Box::pin(dispatch::forward(relay, caller, active, &identity, target, request)).await
         }
     }
 }

@@ -83,7 +83,7 @@ impl Shared {
 
     async fn send_heartbeat(&self, body: &'static str) {
         let path = format!("{HEARTBEAT}/{}", self.bridge_id);
-        let call = Call::post_json(&path, body);
+        let call = Call::post_json(Lane::Other, &path, body);
         if let Err(error) = self.client.fetch(call, TUNING.small_part).await {
             tracing::debug!("no heartbeat: {error}");
         }
@@ -232,7 +232,9 @@ fn welcome(registered: Registered, register: &Register) -> Welcome {
 
 async fn send_register(client: &Client, register: &Register) -> Result<Registered, Trouble> {
     let body = serde_json::to_vec(register).unwrap_or_default();
-    let (_, body) = client.fetch(Call::post_json(REGISTER, body), TUNING.small_part).await?;
+    let (_, body) = client
+        .fetch(Call::post_json(Lane::Poll, REGISTER, body), TUNING.small_part)
+        .await?;
     serde_json::from_slice(&body)
         .map_err(|_| ConnectError::NoRelay("its answer to a registration is none".into()).into())
 }
@@ -346,6 +348,9 @@ impl Driver {
             if let Some(handle) = self.handles.remove(id) {
                 handle.abort();
             }
+        }
+        if !batch.requests.is_empty() {
+            self.shared.client.change_lanes();
         }
         for polled in batch.requests {
             if self.known.contains(&polled.id) {

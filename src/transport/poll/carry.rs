@@ -89,7 +89,8 @@ impl Carrier {
         let more = !matches!(first.end, Some(End::Whole(None)));
         let message = head_message(head.status, &head.headers, &first.bytes, more);
         let began = Instant::now();
-        self.deliver(|| Call::post_json(&path, message.clone())).await?;
+        self.deliver(|| Call::post_json(Lane::Other, &path, message.clone()))
+            .await?;
         self.round_trip.send_replace(Some(began.elapsed()));
         if !more {
             return Ok(());

@@ -17,8 +17,8 @@ use crate::transport::collect;
 use crate::transport::dial::{DialError, Dialer, HttpDialer, RelayUrl};
 use crate::transport::headers::TUNNEL_INSTANCE;
 
-/// How long a connection that nobody uses is kept: less than the 60 s after which common proxies close it.
-const KEPT_FOR: Duration = Duration::from_secs(55);
+/// How long a connection that nobody uses is kept.
+const KEPT_FOR: Duration = Duration::from_secs(15);
 /// Connections kept of each pool.
 const KEPT: usize = 64;
 /// How long an answer may take beyond what the relay was asked to wait.
@@ -40,7 +40,8 @@ pub struct Client {
 
 struct State {
     pools: [Pool; 2],
-    polls: usize,
+    /// The one in which the poll waits.
+    polling: usize,
 }
 
 /// One request to the relay.
@@ -73,9 +74,9 @@ impl<'a> Call<'a> {
     }
 
     /// A POST of JSON.
-    pub fn post_json(path: &'a str, body: impl Into<Bytes>) -> Self {
+    pub fn post_json(lane: Lane, path: &'a str, body: impl Into<Bytes>) -> Self {
         Self {
-            lane: Lane::Other,
+            lane,
             method: Method::POST,
             path,
             headers: HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]),
@@ -85,8 +86,7 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Who sends: the waiting poll and the rest take turns with the two pools, so that the connection which the last poll left is
-/// at hand for the answer to what it brought, and neither falls idle.
+/// Who sends. The poll waits in one pool, and everything else goes over the other: see [`Client::change_lanes`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {
     /// The waiting poll.
@@ -142,6 +142,13 @@ impl Client {
     pub fn renew(&self) {
         *self.lock() = State::new(&self.dialer);
         self.network.send_modify(|count| *count += 1);
+    }
+
+    /// A poll brought requests: the connection it came over is for their answers, which so need not wait for one, and the next
+    /// poll waits on another. An idle bridge has no more than the connection of its poll.
+    pub fn change_lanes(&self) {
+        let mut state = self.lock();
+        state.polling = 1 - state.polling;
     }
 
     /// Sends a request and gives the successful answer: its head, and its body of at most `most` octets.
@@ -210,16 +217,16 @@ impl State {
         };
         Self {
             pools: [pool(), pool()],
-            polls: 0,
+            polling: 0,
         }
     }
 
-    fn pool(&mut self, lane: Lane) -> Pool {
-        if lane == Lane::Poll {
-            self.polls += 1;
-        }
-        let polling = self.polls % 2;
-        let at = if lane == Lane::Poll { polling } else { 1 - polling };
+    fn pool(&self, lane: Lane) -> Pool {
+        let at = if lane == Lane::Poll {
+            self.polling
+        } else {
+            1 - self.polling
+        };
         self.pools[at].clone()
     }
 }
