@@ -18,12 +18,15 @@ pub mod socket;
 pub mod upgrade;
 pub mod ws;
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use http::{HeaderValue, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Empty, Full};
+use http_body::{Frame, SizeHint};
+use http_body_util::{BodyExt, Empty};
 
 /// Any error that can travel inside a body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -117,7 +120,45 @@ pub fn empty() -> Body {
 
 /// A body that is all at hand.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+    Sliced::new(bytes).boxed_unsync()
+}
+
+/// A body that is all at hand and handed over in slices: hyper copies what it gets at once into a buffer that its connection
+/// keeps.
+#[derive(Debug, Clone, Default)]
+pub struct Sliced(Bytes);
+
+/// What is handed over at once, octets.
+const SLICE: usize = 16 * 1024;
+
+impl Sliced {
+    /// A body of these octets.
+    pub fn new(bytes: impl Into<Bytes>) -> Self {
+        Self(bytes.into())
+    }
+
+    /// The next slice; none at the end.
+    pub fn next_slice(&mut self) -> Option<Bytes> {
+        let length = self.0.len().min(SLICE);
+        (length > 0).then(|| self.0.split_to(length))
+    }
+}
+
+impl http_body::Body for Sliced {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Poll::Ready(self.next_slice().map(|slice| Ok(Frame::data(slice))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.len() as u64)
+    }
 }
 
 /// All of a small body; none if it breaks or has more than `most` octets.

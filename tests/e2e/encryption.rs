@@ -11,8 +11,9 @@ use tunnel::bridge::status::Phase;
 use tunnel::transport::dial::Dialer;
 use tunnel::transport::full;
 
+use crate::harness::bridge::Transport;
 use crate::harness::tls::Authority;
-use crate::harness::{Caller, TestBridge, TestRelay, Upstream, on_each_transport, ready, text, within};
+use crate::harness::{Caller, ChaosProxy, TestBridge, TestRelay, Upstream, on_each_transport, ready, text, within};
 
 /// Speaks TLS and passes what is inside on, as a proxy in front of a relay does.
 struct TlsFront {
@@ -29,8 +30,13 @@ impl Drop for TlsFront {
 
 impl TlsFront {
     async fn before(target: SocketAddr) -> Self {
+        Self::speaking(&[], target).await
+    }
+
+    /// With these protocols to choose from.
+    async fn speaking(protocols: &[&str], target: SocketAddr) -> Self {
         let authority = Authority::named("Test CA");
-        let acceptor = authority.acceptor("localhost");
+        let acceptor = authority.acceptor_with("localhost", protocols, |_| {});
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let task = tokio::spawn(async move {
@@ -122,4 +128,39 @@ fn a_ca_file_without_a_certificate_is_refused() {
     assert!(Dialer::new(Some(&file), Duration::from_secs(1)).is_err());
     std::fs::write(&file, "nothing").unwrap();
     assert!(Dialer::new(Some(&file), Duration::from_secs(1)).is_err());
+}
+
+/// One connection carries the waiting poll and everything else.
+#[tokio::test]
+async fn polling_speaks_http2_where_the_relay_does() {
+    let relay = TestRelay::start().await;
+    let upstream = Upstream::scripted().await;
+    let counting = ChaosProxy::to(relay.address, Duration::ZERO).await;
+    let front = TlsFront::speaking(&["h2", "http/1.1"], counting.address).await;
+    let bridge = TestBridge::to(&relay, &upstream)
+        .transport(Transport::Poll)
+        .relay_url(front.url())
+        .ca_file(front.ca_file())
+        .start()
+        .await;
+    ready(&relay, "ann").await;
+    let token = relay.token("ann");
+    let mut chats = Vec::new();
+    for _ in 0..20 {
+        let mut caller = Caller::connect(relay.address, &token).await;
+        let (answer, response) = tokio::join!(
+            async { upstream.next().await.begin(Response::builder()) },
+            caller.post("/api/chat", "{}"),
+        );
+        answer.send("one").await;
+        chats.push((caller, answer, response));
+    }
+    for (_caller, answer, response) in chats {
+        answer.send(" two").await;
+        drop(answer);
+        assert_eq!(text(response).await, "one two");
+    }
+    // One for each of the two lanes.
+    assert_eq!((counting.connections(), counting.requests()), (2, 0));
+    drop(bridge);
 }

@@ -11,9 +11,10 @@ use rustix::process::Signal;
 use tokio::sync::Semaphore;
 use tunnel::transport::{Body, full};
 
+use crate::harness::bridge::Transport;
 use crate::harness::process::{Process, command, run};
 use crate::harness::upstream::channel_body;
-use crate::harness::{Caller, Upstream, chunk, post, text, within};
+use crate::harness::{Caller, Upstream, chunk, on_each_transport, post, text, within};
 
 const MIB: usize = 1024 * 1024;
 const MEMORY: u64 = 64 * MIB as u64;
@@ -26,14 +27,16 @@ struct Processes {
     _home: tempfile::TempDir,
 }
 
-async fn processes(upstream: &Upstream) -> Processes {
+async fn processes(upstream: &Upstream, transport: Transport) -> Processes {
     let home = tempfile::tempdir().unwrap();
     let (relay, address) = Process::relay(home.path(), &[]).await;
     let token = run(command(home.path(), &["relay", "token", "--user", "ann"])).await;
     assert_eq!((token.code, token.errors.as_str()), (Some(0), ""));
     let token = token.output.trim().to_owned();
     let local = format!("http://{}", upstream.address);
-    let bridge = Process::bridge(home.path(), address, &token, &["--upstream", &local, "--allow", "* /*"]).await;
+    let transport = if transport == Transport::Ws { "ws" } else { "poll" };
+    let options = ["--upstream", &local, "--allow", "* /*", "--transport", transport];
+    let bridge = Process::bridge(home.path(), address, &token, &options).await;
     Processes {
         relay,
         bridge,
@@ -90,104 +93,103 @@ async fn compare(mut body: impl http_body::Body<Data = Bytes, Error = hyper::Err
     assert_eq!((number, expected.len()), (pieces, 0));
 }
 
-#[tokio::test]
-async fn a_quarter_of_a_gibibyte_each_way_passes_unchanged_and_is_held_nowhere() {
-    let upstream = Upstream::scripted().await;
-    let processes = processes(&upstream).await;
-    let pieces = 256 * 16;
-    let mut caller = processes.caller().await;
-    let (answer, response) = tokio::join!(
-        async { upstream.next().await.begin(Response::builder()) },
-        caller.post("/down", ""),
-    );
-    let sending = async move {
-        for number in 0..pieces {
-            answer.send(piece(number)).await;
-        }
-    };
-    tokio::join!(sending, compare(response.into_body(), pieces));
-
-    let (sender, body) = channel_body();
-    let sending = tokio::spawn(async move {
-        for number in 0..pieces {
-            sender.send(piece(number)).await;
-        }
-    });
-    let ((), response) = tokio::join!(
-        async {
-            let call = upstream.next().await;
-            let (request, reply) = call.split();
-            compare(request.into_body(), pieces).await;
-            reply.send(Response::new(full("taken"))).unwrap();
-        },
-        async {
-            let request = Request::post("/up").body(body).unwrap();
-            // The whole upload may take longer than any other answer here.
-            caller.try_send(request).await.unwrap()
-        },
-    );
-    assert_eq!(text(response).await, "taken");
-    sending.await.unwrap();
-    processes.check_memory();
-}
-
-#[tokio::test]
-async fn as_many_slow_readers_as_may_be_in_flight_fill_nobodys_memory() {
-    let whole = Bytes::from(vec![7; 4 * MIB]);
-    let body = whole.clone();
-    let upstream = Upstream::serving(move |request: Request<hyper::body::Incoming>| {
-        let small = request.uri().path() == "/small";
-        let body = if small {
-            Bytes::from_static(b"small")
-        } else {
-            body.clone()
-        };
-        async move { Response::new(full(body)) }
-    })
-    .await;
-    let processes = processes(&upstream).await;
-    let mut slow = Vec::new();
-    for _ in 0..127 {
+on_each_transport! {
+    async fn a_quarter_of_a_gibibyte_each_way_passes_unchanged_and_is_held_nowhere(transport: Transport) {
+        let upstream = Upstream::scripted().await;
+        let processes = processes(&upstream, transport).await;
+        let pieces = 256 * 16;
         let mut caller = processes.caller().await;
-        let response = caller.post("/large", "").await;
-        slow.push((caller, response));
-    }
-    let mut quick = processes.caller().await;
-    for _ in 0..200 {
-        assert_eq!(text(quick.post("/small", "").await).await, "small");
-    }
-    processes.check_memory();
-    for (_caller, response) in slow {
-        let body = within("a slow body", response.into_body().collect()).await.unwrap();
-        assert!(body.to_bytes() == whole);
-    }
-}
+        let (answer, response) = tokio::join!(
+            async { upstream.next().await.begin(Response::builder()) },
+            caller.post("/down", ""),
+        );
+        let sending = async move {
+            for number in 0..pieces {
+                answer.send(piece(number)).await;
+            }
+        };
+        tokio::join!(sending, compare(response.into_body(), pieces));
 
-#[tokio::test]
-async fn a_thousand_exchanges_leave_memory_where_it_was() {
-    let upstream = Upstream::serving(|request: Request<hyper::body::Incoming>| async move {
-        let body: Body = request.into_body().map_err(Into::into).boxed_unsync();
-        Response::new(body)
-    })
-    .await;
-    let processes = processes(&upstream).await;
-    let lanes = Semaphore::new(64);
-    join_all((0..1000usize).map(|number| {
-        let (processes, lanes) = (&processes, &lanes);
-        async move {
-            let _lane = lanes.acquire().await.unwrap();
-            let sent = piece(number).slice(..(number * 7919) % 65_536);
+        let (sender, body) = channel_body();
+        let sending = tokio::spawn(async move {
+            for number in 0..pieces {
+                sender.send(piece(number)).await;
+            }
+        });
+        let ((), response) = tokio::join!(
+            async {
+                let call = upstream.next().await;
+                let (request, reply) = call.split();
+                compare(request.into_body(), pieces).await;
+                reply.send(Response::new(full("taken"))).unwrap();
+            },
+            async {
+                let request = Request::post("/up").body(body).unwrap();
+                // The whole upload may take longer than any other answer here.
+                caller.try_send(request).await.unwrap()
+            },
+        );
+        assert_eq!(text(response).await, "taken");
+        sending.await.unwrap();
+        processes.check_memory();
+    }
+
+    async fn as_many_slow_readers_as_may_be_in_flight_fill_nobodys_memory(transport: Transport) {
+        let whole = Bytes::from(vec![7; 4 * MIB]);
+        let body = whole.clone();
+        let upstream = Upstream::serving(move |request: Request<hyper::body::Incoming>| {
+            let small = request.uri().path() == "/small";
+            let body = if small {
+                Bytes::from_static(b"small")
+            } else {
+                body.clone()
+            };
+            async move { Response::new(full(body)) }
+        })
+        .await;
+        let processes = processes(&upstream, transport).await;
+        let mut slow = Vec::new();
+        for _ in 0..127 {
             let mut caller = processes.caller().await;
-            let response = caller.send(post("/echo", sent.clone())).await;
-            let echoed = within("the echo", response.into_body().collect())
-                .await
-                .unwrap()
-                .to_bytes();
-            assert!(echoed == sent, "exchange {number} came back changed");
+            let response = caller.post("/large", "").await;
+            slow.push((caller, response));
         }
-    }))
-    .await;
-    processes.check_memory();
+        let mut quick = processes.caller().await;
+        for _ in 0..200 {
+            assert_eq!(text(quick.post("/small", "").await).await, "small");
+        }
+        processes.check_memory();
+        for (_caller, response) in slow {
+            let body = within("a slow body", response.into_body().collect()).await.unwrap();
+            assert!(body.to_bytes() == whole);
+        }
+    }
+
+    async fn a_thousand_exchanges_leave_memory_where_it_was(transport: Transport) {
+        let upstream = Upstream::serving(|request: Request<hyper::body::Incoming>| async move {
+            let body: Body = request.into_body().map_err(Into::into).boxed_unsync();
+            Response::new(body)
+        })
+        .await;
+        let processes = processes(&upstream, transport).await;
+        let lanes = Semaphore::new(64);
+        join_all((0..1000usize).map(|number| {
+            let (processes, lanes) = (&processes, &lanes);
+            async move {
+                let _lane = lanes.acquire().await.unwrap();
+                let sent = piece(number).slice(..(number * 7919) % 65_536);
+                let mut caller = processes.caller().await;
+                let response = caller.send(post("/echo", sent.clone())).await;
+                let echoed = within("the echo", response.into_body().collect())
+                    .await
+                    .unwrap()
+                    .to_bytes();
+                assert!(echoed == sent, "exchange {number} came back changed");
+            }
+        }))
+        .await;
+        processes.check_memory();
+    }
 }
 
 #[tokio::test]
@@ -375,7 +377,7 @@ async fn the_demonstration_prints_what_works_when_pasted() {
 #[tokio::test]
 async fn a_second_signal_ends_at_once() {
     let upstream = Upstream::scripted().await;
-    let processes = processes(&upstream).await;
+    let processes = processes(&upstream, Transport::Ws).await;
     let mut caller = processes.caller().await;
     let (answer, response) = tokio::join!(
         async { upstream.next().await.begin(Response::builder()) },

@@ -12,7 +12,7 @@ use http_body_util::BodyExt;
 use tokio::sync::{mpsc, oneshot};
 
 use super::TUNING;
-use crate::transport::{Body, BoxError, ExchangeError, full};
+use crate::transport::{Body, BoxError, ExchangeError, Sliced, full};
 
 /// What an exchange comes to.
 pub type Answered = Result<Response<Body>, ExchangeError>;
@@ -117,6 +117,7 @@ impl Answer {
             self.pieces = Some(sender);
             let body = Pieces {
                 receiver: Some(receiver),
+                rest: Sliced::default(),
                 trailers: None,
             };
             body.boxed_unsync()
@@ -166,6 +167,8 @@ impl Answer {
 /// The caller's body: broken if what feeds it goes before the end came.
 struct Pieces {
     receiver: Option<mpsc::Receiver<Piece>>,
+    /// What is left of the last piece.
+    rest: Sliced,
     trailers: Option<HeaderMap>,
 }
 
@@ -174,19 +177,22 @@ impl http_body::Body for Pieces {
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        while let Some(receiver) = &mut self.receiver {
+        loop {
+            if let Some(slice) = self.rest.next_slice() {
+                return Poll::Ready(Some(Ok(Frame::data(slice))));
+            }
+            let Some(receiver) = &mut self.receiver else {
+                return Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
+            };
             let Some(piece) = ready!(receiver.poll_recv(cx)) else {
                 self.receiver = None;
                 return Poll::Ready(Some(Err("the answer broke off".into())));
             };
+            self.rest = Sliced::new(piece.bytes);
             if let Some(trailers) = piece.end {
                 self.receiver = None;
                 self.trailers = trailers;
             }
-            if !piece.bytes.is_empty() {
-                return Poll::Ready(Some(Ok(Frame::data(piece.bytes))));
-            }
         }
-        Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))
     }
 }

@@ -6,16 +6,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
-use http_body_util::Full;
 use hyper_util::client::legacy;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::watch;
 
 use crate::token::Secret;
 use crate::transport::attach::{self, ConnectError};
-use crate::transport::collect;
 use crate::transport::dial::{DialError, Dialer, HttpDialer, RelayUrl};
 use crate::transport::headers::TUNNEL_INSTANCE;
+use crate::transport::{Sliced, collect};
 
 /// How long a connection that nobody uses is kept.
 const KEPT_FOR: Duration = Duration::from_secs(15);
@@ -24,7 +23,7 @@ const KEPT: usize = 64;
 /// How long an answer may take beyond what the relay was asked to wait.
 pub const SLACK: Duration = Duration::from_secs(8);
 
-type Pool = legacy::Client<HttpDialer, Full<Bytes>>;
+type Pool = legacy::Client<HttpDialer, Sliced>;
 
 /// Sends requests to the relay; shared by the poll and all exchanges.
 pub struct Client {
@@ -183,7 +182,7 @@ impl Client {
         }
     }
 
-    fn request(&self, call: Call<'_>) -> Result<Request<Full<Bytes>>, Trouble> {
+    fn request(&self, call: Call<'_>) -> Result<Request<Sliced>, Trouble> {
         let malformed = |_| Trouble::Broken("the token or the path cannot stand in a request".into());
         let base = &self.relay;
         let scheme = if base.origin().is_tls() { "https" } else { "http" };
@@ -194,7 +193,7 @@ impl Client {
             .header(HOST, self.host.clone())
             .header(AUTHORIZATION, self.token.borrow().bearer())
             .header(TUNNEL_INSTANCE, self.instance.clone())
-            .body(Full::new(call.body))
+            .body(Sliced::new(call.body))
             .map_err(malformed)?;
         request.headers_mut().extend(call.headers);
         Ok(request)
