@@ -130,14 +130,16 @@ impl Entry {
         }
     }
 
-    /// The bridge was heard of, with this token.
+    /// The bridge was heard of, with this token; the session lasts as long as the one that lasts longest, whatever is still on its
+    /// way with an older one.
     fn heard(&self, owner: &auth::Identity) {
         self.owner.send_if_modified(|before| {
-            let fresh = before != owner;
-            if fresh {
+            let end = |identity: &auth::Identity| identity.expires.unwrap_or(u64::MAX);
+            let longer = end(owner) > end(before);
+            if longer {
                 *before = owner.clone();
             }
-            fresh
+            longer
         });
         self.link.note_contact();
     }
