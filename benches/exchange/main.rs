@@ -15,12 +15,15 @@ mod cpu;
 mod crowd;
 mod delay;
 mod distance;
+mod forward;
 mod memory;
 mod process;
 mod speed;
 mod swarm;
 mod table;
 mod upstream;
+
+use std::net::SocketAddr;
 
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
@@ -37,6 +40,9 @@ struct Arguments {
     /// Only these: a (64 callers), b (one caller), c (memory), d (40 ms away), e (CPU), f (memory, polling)
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = PossibleValuesParser::new(["a", "b", "c", "d", "e", "f"]))]
     only: Vec<String>,
+    /// Be a plain TCP forwarder to this address, for the benchmark that started this one
+    #[arg(long, hide = true)]
+    forward: Option<SocketAddr>,
     /// What cargo passes
     #[arg(long, hide = true)]
     bench: bool,
@@ -53,6 +59,10 @@ impl Arguments {
 
 fn main() {
     let arguments = Arguments::parse();
+    if let Some(target) = arguments.forward {
+        forward::run(target);
+        return;
+    }
     if !arguments.bench && !arguments.quick && arguments.only.is_empty() {
         // Run with all other targets as a test: that must not take minutes.
         println!("Nothing is measured without --bench, --quick or --only; see --help.");

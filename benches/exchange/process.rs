@@ -25,6 +25,10 @@ impl Drop for Process {
 }
 
 impl Process {
+    pub(crate) fn of(child: Child) -> Self {
+        Self(child)
+    }
+
     /// CPU time spent so far, in user and kernel mode.
     pub(crate) fn cpu(&self) -> Duration {
         let stat = self.proc("stat");

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::crowd::{Crowd, Slice};
+use super::forward::Forwarder;
 use super::process::{Bridge, Relay, token};
 use super::table::{Goal, Table};
 use super::upstream::Upstream;
@@ -50,7 +51,7 @@ impl Path {
 
 /// a. Many callers: requests per second.
 pub(crate) async fn many_callers(path: &Path, quick: bool, table: &mut Table) {
-    let rounds = rounds(path, CROWD, quick).await;
+    let rounds = rounds(path.direct(CROWD).await, path.through(CROWD).await, quick).await;
     let [direct, through] = per_round(&rounds, Slice::per_second);
     let ratios = quotients(&through, &direct);
     table.add(
@@ -65,8 +66,8 @@ pub(crate) async fn many_callers(path: &Path, quick: bool, table: &mut Table) {
 
 /// b. One caller: latency.
 pub(crate) async fn one_caller(path: &Path, quick: bool, table: &mut Table) {
-    let rounds = rounds(path, 1, quick).await;
-    let [direct, through] = per_round(&rounds, Slice::median);
+    let through = rounds(path.direct(1).await, path.through(1).await, quick).await;
+    let [direct, through] = per_round(&through, Slice::median);
     let ratios = quotients(&through, &direct);
     table.add(
         "b  1 caller: p50 latency through ÷ direct",
@@ -76,14 +77,24 @@ pub(crate) async fn one_caller(path: &Path, quick: bool, table: &mut Table) {
     );
     table.add("   … direct", "µs", direct, Goal::None);
     table.add("   … through the tunnel", "µs", through, Goal::None);
+    let inner = Forwarder::start(path.upstream.address);
+    let outer = Forwarder::start(inner.address);
+    let forwarded = Crowd::connect(1, outer.address, None).await;
+    let forwarded = rounds(path.direct(1).await, forwarded, quick).await;
+    let [direct, forwarded] = per_round(&forwarded, Slice::median);
+    let ratios = quotients(&forwarded, &direct);
+    table.add(
+        "   … through two plain TCP forwarders ÷ direct",
+        "×",
+        ratios,
+        Goal::None,
+    );
 }
 
 /// Slices in turn, direct and through; every second round the other way round.
-async fn rounds(path: &Path, size: usize, quick: bool) -> Vec<[Slice; 2]> {
+async fn rounds(mut direct: Crowd, mut through: Crowd, quick: bool) -> Vec<[Slice; 2]> {
     let (count, time) = if quick { (5, 400) } else { (15, 1000) };
     let time = Duration::from_millis(time);
-    let mut direct = path.direct(size).await;
-    let mut through = path.through(size).await;
     direct.ask_for(WARM_UP).await;
     through.ask_for(WARM_UP).await;
     let mut rounds = Vec::new();
