@@ -127,7 +127,7 @@ async fn begin(relay: SocketAddr, number: usize, together: usize, transport: Tra
         tokio::spawn(driver.run(Box::new(|_| {})));
         return;
     }
-    let (_mux, mut driver, _welcome) = connect(&dialer, &url, &hello).await.expect("a link");
+    let (_mux, mut driver, _welcome) = connect(&dialer, &url, &hello, || {}).await.expect("a link");
     tokio::spawn(async move {
         let mut streams = JoinSet::new();
         loop {

@@ -1,11 +1,14 @@
 //! One try to connect: over the transport that [`Choice`] names first, and over the other where that one does not get through.
 //! And what to think of a try that failed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::choice::{Choice, Transport};
+use super::network::{Change, Network};
 use super::status::Phase;
 use super::uplink::Uplink;
 use super::{Bridge, Failed, REFUSED_FOR, Stopped};
@@ -28,15 +31,24 @@ impl Bridge {
     }
 
     async fn ws_first(&mut self, token: Secret) -> Result<Uplink, ConnectError> {
-        let mut ws = self.connector.ws(token.clone(), self.pace.current());
+        let dialed = Arc::new(Notify::new());
+        let mut ws = self
+            .connector
+            .ws(token.clone(), self.pace.current(), Arc::clone(&dialed));
+        let race_after = self.choice.race_after();
+        // Only what a standing connection does not answer is blocked; one that cannot be made is of no use to polling either.
+        let silent = async {
+            dialed.notified().await;
+            sleep(race_after).await;
+        };
         let may_poll = self.choice.may_try(Transport::Poll);
-        let why = tokio::select! {
+        let error = tokio::select! {
             outcome = &mut ws => match outcome {
                 Ok(fresh) => return Ok(fresh.begin(&mut self.links)),
-                Err(error) if may_poll && error.is_of_transport() => error.why_not_websocket(),
+                Err(error) if may_poll && error.is_of_transport() => error,
                 Err(error) => return Err(error),
             },
-            () = sleep(self.choice.race_after()), if may_poll => {
+            () = silent, if may_poll => {
                 let before = self.choice.clone();
                 self.choice.ws_failed("WebSocket blocked: no answer to its upgrade".to_owned(), jitter);
                 let polled = tokio::select! {
@@ -52,7 +64,7 @@ impl Bridge {
                 return polled.inspect_err(|_| self.choice = before);
             }
         };
-        self.poll_instead(token, why).await
+        self.poll_instead(token, error).await
     }
 
     async fn poll_first(&mut self, token: Secret) -> Result<Uplink, ConnectError> {
@@ -64,18 +76,22 @@ impl Bridge {
         if !(elsewhere && self.choice.may_try(Transport::Ws)) {
             return Err(error);
         }
-        match self.connector.ws(token, self.pace.current()).await {
+        match self.connector.ws(token, self.pace.current(), Arc::default()).await {
             Ok(fresh) => Ok(fresh.begin(&mut self.links)),
             Err(_) => Err(error),
         }
     }
 
-    async fn poll_instead(&mut self, token: Secret, why: String) -> Result<Uplink, ConnectError> {
+    async fn poll_instead(&mut self, token: Secret, ws: ConnectError) -> Result<Uplink, ConnectError> {
         let before: Choice = self.choice.clone();
-        self.choice.ws_failed(why, jitter);
+        self.choice.ws_failed(ws.why_not_websocket(), jitter);
         let polled = self.poll(token).await;
-        // Neither works: nothing was learned about WebSocket.
-        polled.inspect_err(|_| self.choice = before)
+        polled.map_err(|error| {
+            // Neither works: nothing was learned about WebSocket.
+            self.choice = before;
+            // That a relay offers no polling is not what is wrong.
+            if error.is_of_transport() { ws } else { error }
+        })
     }
 
     /// Registers for polling: over the link that was left and still finishes what it has, if there is one, for two of them
@@ -100,16 +116,12 @@ impl Bridge {
     }
 
     /// Waits until it makes sense to try again.
-    pub(super) async fn wait(&mut self, why: String, wait: Duration, resolving: bool) {
+    pub(super) async fn wait(&mut self, why: String, wait: Duration, resolving: bool, network: &mut Network) {
         self.status.set_round_trip(None);
         self.tell_away(why);
         tokio::select! {
             () = sleep(wait) => {}
-            change = self.network.changed(resolving) => {
-                tracing::info!("{change}: trying at once");
-                self.backoff.reset();
-                self.forget_network().await;
-            }
+            change = network.changed(resolving) => self.begin_anew(change, network).await,
         }
     }
 
@@ -143,22 +155,31 @@ impl Bridge {
         }
     }
 
+    /// The network changed while there was no link: the next try is made at once.
+    pub(super) async fn begin_anew(&mut self, change: Change, network: &mut Network) {
+        tracing::info!("{change}: trying at once");
+        self.note_change(change, network).await;
+    }
+
+    /// What was learned of another network is of no use.
+    pub(super) async fn note_change(&mut self, change: Change, network: &mut Network) {
+        self.backoff.reset();
+        if change.is_another_network() {
+            self.pace.forget();
+            self.recall(network).await;
+        }
+    }
+
     /// What is known of the network the desktop is in.
-    pub(super) async fn recall(&mut self) {
-        let local = self.network.local().await;
+    pub(super) async fn recall(&mut self, network: &mut Network) {
+        let local = network.local().await;
         let blocked = self.memory.blocked(local, &self.connector.relay.to_string());
         self.choice.network_changed(blocked);
     }
 
-    /// The network is another: what was learned of the last one is of no use.
-    pub(super) async fn forget_network(&mut self) {
-        self.pace.forget();
-        self.recall().await;
-    }
-
     /// Notes what was found on this network.
-    pub(super) async fn note_network(&mut self) {
-        let local = self.network.local().await;
+    pub(super) async fn note_network(&mut self, network: &mut Network) {
+        let local = network.local().await;
         let relay = self.connector.relay.to_string();
         self.memory.note(local, &relay, self.choice.blocked());
     }

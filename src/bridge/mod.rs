@@ -80,7 +80,7 @@ pub enum Stopped {
 pub async fn run(config: Config, status: Arc<Status>, shutdown: Shutdown) -> Result<(), Stopped> {
     let upstream = Upstream::new(config.upstream, config.upstream_headers, config.dialer.direct());
     let local = Arc::new(Local::new(config.policy, upstream, Arc::clone(&status)));
-    let network = Network::new(config.dialer.first_hop(config.relay.origin()));
+    let mut network = Network::new(config.dialer.first_hop(config.relay.origin()));
     let connector = Arc::new(Connector {
         relay: config.relay,
         dialer: config.dialer,
@@ -96,7 +96,6 @@ pub async fn run(config: Config, status: Arc<Status>, shutdown: Shutdown) -> Res
         choice: Choice::new(config.transport, config.timing, None),
         memory: Memory::open(config.memory),
         credential: Credential::new(config.token),
-        network,
         pace: Pace::new(TUNING.ping_interval),
         links: JoinSet::new(),
         current: None,
@@ -108,7 +107,7 @@ pub async fn run(config: Config, status: Arc<Status>, shutdown: Shutdown) -> Res
         status,
     };
     tokio::select! {
-        stopped = bridge.stay_connected() => return Err(stopped),
+        stopped = bridge.stay_connected(&mut network) => return Err(stopped),
         never = local.tend() => match never {},
         () = shutdown.draining() => {}
     }
@@ -126,7 +125,6 @@ struct Bridge {
     choice: Choice,
     memory: Memory,
     credential: Credential,
-    network: Network,
     /// What WebSocket links survive here.
     pace: Pace,
     links: JoinSet<()>,
@@ -165,20 +163,26 @@ enum Occurrence {
 type Attempt = BoxFuture<'static, Result<Fresh, ConnectError>>;
 
 impl Bridge {
-    async fn stay_connected(&mut self) -> Stopped {
+    async fn stay_connected(&mut self, network: &mut Network) -> Stopped {
         let mut fresh: Option<Fresh> = None;
-        self.recall().await;
+        self.recall(network).await;
         loop {
             let began = Instant::now();
             let connected = match fresh.take() {
                 Some(fresh) => Ok(fresh.begin(&mut self.links)),
                 None => {
                     self.status.enter(Phase::Connecting);
-                    self.connect_once().await
+                    tokio::select! {
+                        connected = self.connect_once() => connected,
+                        change = network.changed(false) => {
+                            self.begin_anew(change, network).await;
+                            continue;
+                        }
+                    }
                 }
             };
             let (why, wait, resolving) = match connected {
-                Ok(uplink) => match self.live(uplink).await {
+                Ok(uplink) => match self.live(uplink, network).await {
                     Ok(Next::Take(other)) => {
                         fresh = Some(other);
                         continue;
@@ -209,18 +213,18 @@ impl Bridge {
                     }
                 },
             };
-            self.wait(why, wait, resolving).await;
+            self.wait(why, wait, resolving, network).await;
         }
     }
 
     /// Lives with a link until it is lost or another is wanted.
-    async fn live(&mut self, uplink: Uplink) -> Result<Next, Stopped> {
-        self.begin_live(&uplink).await;
+    async fn live(&mut self, uplink: Uplink, network: &mut Network) -> Result<Next, Stopped> {
+        self.begin_live(&uplink, network).await;
         self.current = Some(uplink);
         let mut attempt: Option<Attempt> = None;
         let mut next_survival = Instant::now() + self.pace.current();
         let next = loop {
-            let Some(occurrence) = self.next_occurrence(&mut attempt).await else {
+            let Some(occurrence) = self.next_occurrence(&mut attempt, network).await else {
                 return Ok(Next::Anew("the link is gone".to_owned()));
             };
             match occurrence {
@@ -230,8 +234,7 @@ impl Bridge {
                     }
                 }
                 Occurrence::Network(change) => {
-                    self.backoff.reset();
-                    self.forget_network().await;
+                    self.note_change(change, network).await;
                     if let Some(next) = self.move_over(change) {
                         break next;
                     }
@@ -266,7 +269,7 @@ impl Bridge {
         Ok(next)
     }
 
-    async fn begin_live(&mut self, uplink: &Uplink) {
+    async fn begin_live(&mut self, uplink: &Uplink, network: &mut Network) {
         self.succeeded = true;
         self.refused_since = None;
         self.last_why = None;
@@ -292,7 +295,7 @@ impl Bridge {
             Transport::Poll => self.choice.polling(jitter),
         }
         self.choice.steer(&uplink.welcome.transports, transport);
-        self.note_network().await;
+        self.note_network(network).await;
         self.status.enter(connected(uplink, why));
     }
 
@@ -304,13 +307,13 @@ impl Bridge {
     }
 
     /// What happens next; none without a link.
-    async fn next_occurrence(&mut self, attempt: &mut Option<Attempt>) -> Option<Occurrence> {
+    async fn next_occurrence(&mut self, attempt: &mut Option<Attempt>, network: &mut Network) -> Option<Occurrence> {
         let uplink = self.current.as_mut()?;
         let retry = self.choice.retry_at();
         let retry = retry.filter(|_| attempt.is_none() && uplink.transport == Transport::Poll);
         Some(tokio::select! {
             happening = uplink.next() => Occurrence::Happening(happening),
-            change = self.network.changed(false) => Occurrence::Network(change),
+            change = network.changed(false) => Occurrence::Network(change),
             () = self.credential.due() => Occurrence::TokenDue,
             () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => Occurrence::Retry,
             Some(outcome) = tried(attempt) => Occurrence::Tried(outcome),
@@ -359,20 +362,17 @@ impl Bridge {
         }
     }
 
-    /// Another network: a WebSocket link gives way to a new one, a polling link goes on by itself.
+    /// After a change of the network a WebSocket link gives way to a new one, a polling link goes on by itself. A network that was
+    /// gone for a moment may have left the links whole: they are looked after, and no more.
     fn move_over(&mut self, change: Change) -> Option<Next> {
         let uplink = self.current.as_ref()?;
-        match uplink.transport {
-            Transport::Ws => {
-                tracing::info!("connecting anew: {change}");
-                Some(Next::Beside)
-            }
-            Transport::Poll => {
-                tracing::info!("going on over new connections: {change}");
-                uplink.network_changed();
-                None
-            }
+        if uplink.transport == Transport::Ws && change != Change::Returned {
+            tracing::info!("connecting anew: {change}");
+            return Some(Next::Beside);
         }
+        tracing::info!("going on: {change}");
+        uplink.network_changed(change.is_another_network());
+        None
     }
 
     /// Renews the token, unless something happens on the link meanwhile.
@@ -394,7 +394,7 @@ impl Bridge {
     fn try_ws(&mut self) -> Option<Attempt> {
         let token: Secret = self.credential.read().ok()?;
         tracing::debug!("trying WebSocket again");
-        Some(self.connector.ws(token, self.pace.current()))
+        Some(self.connector.ws(token, self.pace.current(), Arc::default()))
     }
 
     fn judge_attempt(&mut self, outcome: Result<Fresh, ConnectError>) -> Option<Fresh> {

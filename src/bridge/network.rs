@@ -11,6 +11,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// The wall clock runs ahead of or behind the steady one by more than this: the machine slept, or the clock was set.
 const JUMP: Duration = Duration::from_secs(5);
 
+/// A look-up that takes longer is begun anew.
+const STUCK: Duration = Duration::from_secs(2);
 /// How long a look-up may hold up the first try to connect.
 const LOOKUP: Duration = Duration::from_secs(1);
 
@@ -23,6 +25,15 @@ pub enum Change {
     AddressChanged,
     /// The name to connect to, the relay's or its proxy's, has an address again.
     NameResolves,
+    /// The network that was gone is back.
+    Returned,
+}
+
+impl Change {
+    /// Whether the network may be another: what was learned of the last one is of no use then.
+    pub fn is_another_network(self) -> bool {
+        self == Self::AddressChanged
+    }
 }
 
 impl std::fmt::Display for Change {
@@ -31,6 +42,7 @@ impl std::fmt::Display for Change {
             Self::ClockJumped => "the computer woke up",
             Self::AddressChanged => "the network changed",
             Self::NameResolves => "the name resolves again",
+            Self::Returned => "the network is back",
         })
     }
 }
@@ -39,18 +51,21 @@ impl std::fmt::Display for Change {
 #[derive(Debug)]
 pub struct Network {
     authority: String,
-    peer: Option<SocketAddr>,
+    /// One of each family, for the way to the relay may be either.
+    peers: [Option<SocketAddr>; 2],
     seen: Seen,
+    /// There is no way to any of the peers.
+    away: bool,
     next_look: Instant,
     /// A look-up under way.
-    lookup: Option<JoinHandle<Option<SocketAddr>>>,
+    lookup: Option<JoinHandle<Option<[Option<SocketAddr>; 2]>>>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Seen {
     wall: SystemTime,
     steady: Instant,
-    local: Option<IpAddr>,
+    local: [Option<IpAddr>; 2],
 }
 
 impl Network {
@@ -58,12 +73,13 @@ impl Network {
     pub fn new(authority: String) -> Self {
         Self {
             authority,
-            peer: None,
+            peers: [None; 2],
             seen: Seen {
                 wall: SystemTime::now(),
                 steady: Instant::now(),
-                local: None,
+                local: [None; 2],
             },
+            away: false,
             next_look: Instant::now() + INTERVAL,
             lookup: None,
         }
@@ -73,27 +89,22 @@ impl Network {
     pub async fn changed(&mut self, resolving: bool) -> Change {
         loop {
             sleep_until(self.next_look).await;
-            let address = if resolving || self.peer.is_none() {
-                self.resolve().await
-            } else {
-                None
-            };
-            if let Some(address) = address {
-                self.peer = Some(address);
-                if resolving {
-                    return Change::NameResolves;
-                }
-            }
+            let found = (resolving || self.peers == [None; 2]) && self.resolve().await;
             self.next_look = Instant::now() + INTERVAL;
+            if found && resolving {
+                return Change::NameResolves;
+            }
             let now = Seen {
                 wall: SystemTime::now(),
                 steady: Instant::now(),
-                local: self.peer.and_then(local_address),
+                local: self.peers.map(|peer| peer.and_then(local_address)),
             };
-            let change = compare(&self.seen, &now);
+            let returned = self.note_way(&now);
+            let change = compare(&self.seen, &now).or(returned);
+            let before = self.seen.local;
             self.seen = Seen {
                 // A moment without any address is no address.
-                local: now.local.or(self.seen.local),
+                local: std::array::from_fn(|family| now.local[family].or(before[family])),
                 ..now
             };
             if let Some(change) = change {
@@ -102,22 +113,41 @@ impl Network {
         }
     }
 
-    /// The address this machine uses on the way to the relay, as far as that can be told without waiting long.
-    pub async fn local(&mut self) -> Option<IpAddr> {
-        if self.peer.is_none() {
-            self.peer = timeout(LOOKUP, self.resolve()).await.ok().flatten();
-        }
-        self.peer.and_then(local_address).or(self.seen.local)
+    /// Notes whether there is a way at all; tells when there is one again.
+    fn note_way(&mut self, now: &Seen) -> Option<Change> {
+        let known = self.peers != [None; 2];
+        let away = known && now.local == [None; 2];
+        (std::mem::replace(&mut self.away, away) && !away).then_some(Change::Returned)
     }
 
-    async fn resolve(&mut self) -> Option<SocketAddr> {
+    /// The address this machine uses on the way to the relay, as far as that can be told without waiting long.
+    pub async fn local(&mut self) -> Option<IpAddr> {
+        if self.peers == [None; 2] {
+            let _ = timeout(LOOKUP, self.resolve()).await;
+        }
+        let now = self.peers.map(|peer| peer.and_then(local_address));
+        now.into_iter().chain(self.seen.local).flatten().next()
+    }
+
+    /// Looks the name up; a look-up that takes long is given up for a new one: the resolver may be another by now.
+    async fn resolve(&mut self) -> bool {
         let authority = self.authority.clone();
-        let lookup = self
-            .lookup
-            .get_or_insert_with(|| tokio::spawn(async move { tokio::net::lookup_host(authority).await.ok()?.next() }));
-        let found = lookup.await;
+        let lookup = self.lookup.get_or_insert_with(|| {
+            tokio::spawn(async move {
+                let found: Vec<SocketAddr> = tokio::net::lookup_host(authority).await.ok()?.collect();
+                let first = |v4| found.iter().copied().find(|address| address.is_ipv4() == v4);
+                Some([first(true), first(false)])
+            })
+        });
+        let found = timeout(STUCK, lookup).await;
         self.lookup = None;
-        found.ok()?
+        match found {
+            Ok(Ok(Some(peers))) => {
+                self.peers = peers;
+                true
+            }
+            _ => false,
+        }
     }
 }
 
@@ -131,10 +161,10 @@ fn compare(before: &Seen, now: &Seen) -> Option<Change> {
     if drift > JUMP {
         return Some(Change::ClockJumped);
     }
-    match (before.local, now.local) {
-        (Some(before), Some(now)) if before != now => Some(Change::AddressChanged),
-        _ => None,
-    }
+    let differs =
+        |(before, now): (Option<IpAddr>, Option<IpAddr>)| before.zip(now).is_some_and(|(before, now)| before != now);
+    let mut families = before.local.into_iter().zip(now.local);
+    families.any(differs).then_some(Change::AddressChanged)
 }
 
 /// The address this machine would use to reach the peer. Connecting a UDP socket sends nothing.
@@ -157,7 +187,7 @@ mod tests {
         Seen {
             wall: SystemTime::UNIX_EPOCH + Duration::from_secs(wall),
             steady,
-            local: local.map(Into::into),
+            local: [local.map(Into::into), None],
         }
     }
 

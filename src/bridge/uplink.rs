@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 
@@ -102,16 +102,18 @@ impl Connector {
         }
     }
 
-    /// Connects over WebSocket; the link is silent for `ping_interval` at the most.
+    /// Connects over WebSocket; the link is silent for `ping_interval` at the most. `dialed` is told when the connection stands
+    /// on which the upgrade is asked for.
     pub(super) fn ws(
         self: &Arc<Self>,
         token: Secret,
         ping_interval: Duration,
+        dialed: Arc<Notify>,
     ) -> BoxFuture<'static, Result<Fresh, ConnectError>> {
         let connector = Arc::clone(self);
         async move {
             let hello = connector.hello(token);
-            let connecting = connect(&connector.dialer, &connector.relay, &hello);
+            let connecting = connect(&connector.dialer, &connector.relay, &hello, || dialed.notify_one());
             let (mux, driver, welcome) = timeout(HANDSHAKE_TIMEOUT, connecting)
                 .await
                 .unwrap_or_else(|_| Err(ConnectError::Broken("no answer".into())))?;
@@ -136,7 +138,7 @@ impl Connector {
         let registering = register(&self.dialer, &self.relay, &hello, reason, exchange);
         let (poller, driver, welcome) = timeout(HANDSHAKE_TIMEOUT, registering)
             .await
-            .unwrap_or_else(|_| Err(ConnectError::NoRelay("no answer to a registration".into())))?;
+            .unwrap_or_else(|_| Err(ConnectError::Lost("no answer".into())))?;
         let (sender, happenings) = mpsc::channel(16);
         // A link that was left has nobody to tell.
         let tell = move |event: poll::Event| drop(sender.try_send(event.into()));
@@ -203,10 +205,11 @@ impl Uplink {
         }
     }
 
-    /// The network is another: a polling link goes on over new connections.
-    pub(super) fn network_changed(&self) {
-        if let Handle::Poll(poller) = &self.handle {
-            poller.network_changed();
+    /// Something happened to the network: a polling link goes on over new connections, a WebSocket link must show that it lives.
+    pub(super) fn network_changed(&self, another: bool) {
+        match &self.handle {
+            Handle::Ws(mux) => mux.doubt(),
+            Handle::Poll(poller) => poller.network_changed(another),
         }
     }
 

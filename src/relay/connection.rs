@@ -39,6 +39,8 @@ struct Shared {
     upgraded: Arc<AtomicBool>,
     /// A polling bridge uses the connection.
     bridge: AtomicBool,
+    /// It was made during a drain, when only polling bridges are served.
+    late: bool,
     opened: Instant,
     requests: AtomicU64,
     active: AtomicUsize,
@@ -46,9 +48,10 @@ struct Shared {
 }
 
 impl Caller {
-    fn new(address: SocketAddr) -> Self {
+    fn new(address: SocketAddr, late: bool) -> Self {
         Self(Arc::new(Shared {
             address,
+            late,
             forwarded_for: HeaderValue::from_str(&address.ip().to_canonical().to_string())
                 .unwrap_or_else(|_| HeaderValue::from_static("unknown")),
             broken: Arc::default(),
@@ -84,6 +87,16 @@ impl Caller {
     /// A polling bridge uses the connection: it stays open during a drain for as long as answers may come over it.
     pub fn set_bridge(&self) {
         self.0.bridge.store(true, Ordering::Release);
+    }
+
+    /// Whether a polling bridge uses the connection.
+    pub fn is_bridge(&self) -> bool {
+        self.0.bridge.load(Ordering::Acquire)
+    }
+
+    /// Whether the connection was made during a drain.
+    pub fn came_late(&self) -> bool {
+        self.0.late
     }
 
     fn enter(&self) -> Active {
@@ -134,7 +147,7 @@ impl Drop for Active {
 /// Serves a connection until it ends, is idle for too long, or the relay stops.
 pub async fn serve(relay: Arc<Relay>, stream: TcpStream, address: SocketAddr, permit: OwnedSemaphorePermit) {
     socket::tune_server(&stream, relay.config.limits.idle);
-    let caller = Caller::new(address);
+    let caller = Caller::new(address, relay.shutdown.is_draining());
     let stream = Arc::new(stream);
     let io = CallerIo::new(Arc::clone(&stream), &caller, permit);
     let service = {
@@ -187,7 +200,7 @@ pub async fn serve(relay: Arc<Relay>, stream: TcpStream, address: SocketAddr, pe
 /// Resolves when the connection should take no further request.
 async fn drained(relay: &Relay, caller: &Caller) {
     relay.shutdown.draining().await;
-    if caller.0.bridge.load(Ordering::Acquire) {
+    if caller.came_late() || caller.is_bridge() {
         relay.pollers.finished().await;
     }
 }

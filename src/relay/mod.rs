@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use http::header::ORIGIN;
+use http::header::{CONNECTION, ORIGIN};
 use http::uri::Uri;
 use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
@@ -87,15 +87,22 @@ impl Relay {
     }
 }
 
-/// Serves until the shutdown, then finishes what is in flight within the grace period.
+/// Serves until the shutdown, then finishes what is in flight within the grace period. Bridges that poll need fresh connections to
+/// finish: the port is kept open for them, and for nobody else.
 pub async fn serve(listener: TcpListener, relay: Arc<Relay>) {
     tokio::select! {
         () = accept(&listener, &relay) => {}
         () = sweep(&relay) => {}
         () = relay.shutdown.draining() => {}
     }
+    let mut finish = std::pin::pin!(relay.shutdown.finish(relay.config.grace));
+    tokio::select! {
+        () = accept(&listener, &relay) => {}
+        () = relay.pollers.finished() => {}
+        () = &mut finish => return,
+    }
     drop(listener);
-    relay.shutdown.finish(relay.config.grace).await;
+    finish.await;
 }
 
 async fn accept(listener: &TcpListener, relay: &Arc<Relay>) {
@@ -145,6 +152,11 @@ async fn handle(
         None => answer(&relay, &caller, active, request, id.clone()).await,
     };
     relay.cors.apply(origin.as_ref(), response.headers_mut());
+    if caller.came_late() && !caller.is_bridge() {
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     response.headers_mut().insert(X_REQUEST_ID, id);
     Ok(response)
 }
@@ -185,7 +197,14 @@ async fn respond(
 ) -> Result<Response<Body>, Error> {
     check_target(&request)?;
     let headers = request.headers();
-    match router::route(request.method(), request.uri(), headers)? {
+    let route = router::route(request.method(), request.uri(), headers)?;
+    if caller.came_late() && matches!(route, Route::Forward(_) | Route::Bridge | Route::RenewToken) {
+        return Err(Error::new(
+            Code::Draining,
+            "the relay is stopping; try again in a moment",
+        ));
+    }
+    match route {
         Route::Health => Ok(own::health()),
         Route::Ready => Ok(own::ready(relay)),
         Route::Version => Ok(own::version()),

@@ -221,6 +221,7 @@ impl Registry {
             if older.identity.instance == identity.instance {
                 since = since.min(older.since);
                 older.retire();
+                older.link.doubt();
             } else {
                 older.link.end(Ending::Replaced);
             }

@@ -69,6 +69,9 @@ pub enum ConnectError {
     /// The connection broke during the handshake.
     #[error("WebSocket blocked: {0} during its upgrade")]
     Broken(String),
+    /// The relay, or the way to it, gave out.
+    #[error("the relay cannot be reached: {0}")]
+    Lost(String),
     /// Polling was answered by something else than a relay.
     #[error("what answers at this address is no relay: {0}")]
     NoRelay(String),
@@ -97,7 +100,7 @@ impl ConnectError {
         match self {
             Self::NotUpgraded { .. } | Self::Handshake(_) | Self::Broken(_) => true,
             Self::Refused { code, .. } => matches!(code.as_str(), "not_found" | "upgrade_required"),
-            Self::Dial(_) | Self::NoRelay(_) => false,
+            Self::Dial(_) | Self::NoRelay(_) | Self::Lost(_) => false,
         }
     }
 }

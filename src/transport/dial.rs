@@ -3,6 +3,7 @@
 mod error;
 mod http;
 mod proxy;
+mod resolve;
 mod socks;
 mod trust;
 mod url;
@@ -26,6 +27,7 @@ use tower_service::Service;
 pub use self::error::{DialError, SetupError};
 pub use self::http::{HttpDialer, HttpStream};
 pub use self::proxy::{BadProxy, Proxies};
+use self::resolve::Resolver;
 pub use self::url::{BadUrl, BaseUrl, Origin, RelayUrl};
 use super::socket;
 
@@ -36,7 +38,7 @@ const HTTP1: &[u8] = b"http/1.1";
 /// Makes connections.
 #[derive(Clone)]
 pub struct Dialer {
-    connector: HttpConnector,
+    connector: HttpConnector<Resolver>,
     /// Offers no protocol: HTTP/1.1 then.
     tls: TlsConnector,
     /// Offers HTTP/2 first.
@@ -54,7 +56,7 @@ impl Dialer {
         let tls = trust::client_config(ca_file)?;
         let mut http_tls = tls.clone();
         http_tls.alpn_protocols = vec![HTTP2.to_vec(), HTTP1.to_vec()];
-        let mut connector = HttpConnector::new();
+        let mut connector = HttpConnector::new_with_resolver(Resolver::default());
         // TLS is ours; the connector only ever makes the TCP connection.
         connector.enforce_http(false);
         connector.set_nodelay(true);
@@ -175,7 +177,10 @@ fn connect_error(origin: &Origin, name: &str, error: &(dyn std::error::Error + '
     while let Some(source) = root.source() {
         root = source;
     }
-    let detail = root.to_string();
+    let detail = match root.downcast_ref::<io::Error>() {
+        Some(error) if error.kind() == io::ErrorKind::TimedOut => "no answer".to_owned(),
+        _ => root.to_string(),
+    };
     if error.to_string().contains("dns") {
         let host = if name == origin.authority() {
             origin.host()

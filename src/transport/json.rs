@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -122,9 +123,9 @@ pub fn decode_body(body: Option<String>, encoding: Option<Encoding>) -> Result<B
     }
 }
 
-/// The time now, as it stands in messages (RFC 3339, milliseconds).
-pub fn timestamp() -> String {
-    humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string()
+/// A time as it stands in messages (RFC 3339, milliseconds).
+pub fn timestamp(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
 }
 
 /// Room for so many octets within a budget, if they are more than what is always taken; none if there is none now.

@@ -55,6 +55,9 @@ pub trait Link: Exchange {
     fn silence(&self) -> Duration;
     /// The newest measure of the round trip; none before the first.
     fn round_trip(&self) -> Option<Duration>;
+    /// Asks for a sign of life; without one in time, a link that can tell ends. Called when a newer link of the same bridge is
+    /// there: the older may be dead without knowing.
+    fn doubt(&self);
     /// Ends the link: what is in flight fails at once.
     fn end(&self, ending: Ending);
 }

@@ -18,7 +18,14 @@ on_each_transport! {
         let (answer, response) = path.begun(&mut caller).await;
         let mut response = response;
         path.relay.shutdown.drain();
-        until("the port to be closed", || std::net::TcpStream::connect(path.relay.address).is_err()).await;
+        if transport == Transport::Ws {
+            until("the port to be closed", || std::net::TcpStream::connect(path.relay.address).is_err()).await;
+        } else {
+            // It stays open for the bridge, and for nobody else.
+            let refused = path.caller().await.post("/api/chat", "{}").await;
+            assert_eq!((refused.status().as_u16(), refused.headers()["connection"].as_bytes()), (503, &b"close"[..]));
+            assert_eq!(refused.headers()["tunnel-error"], "draining");
+        }
         answer.send("one").await;
         assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "one");
         answer.send("two").await;
@@ -54,38 +61,6 @@ on_each_transport! {
         raw.until("one").await;
         path.relay.shutdown.drain();
         assert!(raw.rest().await.is_err());
-    }
-
-    async fn a_bridge_told_to_drain_connects_to_the_next_relay_while_the_old_one_finishes(transport: Transport) {
-        let relay = TestRelay::start().await;
-        let upstream = Upstream::scripted().await;
-        let bridge = TestBridge::to(&relay, &upstream).transport(transport).start().await;
-        ready(&relay, "ann").await;
-        let token = relay.token("ann");
-        let mut caller = Caller::connect(relay.address, &token).await;
-        let (answer, response) = tokio::join!(
-            async { upstream.next().await.begin(Response::builder()) },
-            caller.post("/api/chat", "{}"),
-        );
-        let mut response = response;
-        relay.shutdown.drain();
-        let address = relay.address;
-        until("the port to be closed", || std::net::TcpStream::connect(address).is_err()).await;
-        // As under a supervisor: the next one takes the port while the old one still has callers.
-        let next = TestRelay::at(address, |_| {}).await;
-        ready(&next, "ann").await;
-        let mut other = Caller::connect(address, &token).await;
-        let ((), fresh) = tokio::join!(
-            async { upstream.next().await.finish(Response::new(full("new relay"))) },
-            other.post("/api/chat", "{}"),
-        );
-        assert_eq!(text(fresh).await, "new relay");
-        answer.send("old relay").await;
-        drop(answer);
-        assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "old relay");
-        assert!(chunk(&mut response).await.is_none());
-        relay.stopped().await;
-        drop(bridge);
     }
 
     async fn a_bridge_that_stops_answers_what_was_on_its_way(transport: Transport) {
@@ -141,4 +116,78 @@ async fn a_draining_relay_is_alive_and_not_ready_and_closes_connections() {
     let answer = raw.until("late").await;
     assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
     path.relay.stopped().await;
+}
+
+#[tokio::test]
+async fn a_bridge_told_to_drain_connects_to_the_next_relay_while_the_old_one_finishes() {
+    let transport = Transport::Ws;
+    let relay = TestRelay::start().await;
+    let upstream = Upstream::scripted().await;
+    let bridge = TestBridge::to(&relay, &upstream).transport(transport).start().await;
+    ready(&relay, "ann").await;
+    let token = relay.token("ann");
+    let mut caller = Caller::connect(relay.address, &token).await;
+    let (answer, response) = tokio::join!(
+        async { upstream.next().await.begin(Response::builder()) },
+        caller.post("/api/chat", "{}"),
+    );
+    let mut response = response;
+    relay.shutdown.drain();
+    let address = relay.address;
+    until("the port to be closed", || {
+        std::net::TcpStream::connect(address).is_err()
+    })
+    .await;
+    // As under a supervisor: the next one takes the port while the old one still has callers.
+    let next = TestRelay::at(address, |_| {}).await;
+    ready(&next, "ann").await;
+    let mut other = Caller::connect(address, &token).await;
+    let ((), fresh) = tokio::join!(
+        async { upstream.next().await.finish(Response::new(full("new relay"))) },
+        other.post("/api/chat", "{}"),
+    );
+    assert_eq!(text(fresh).await, "new relay");
+    answer.send("old relay").await;
+    drop(answer);
+    assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "old relay");
+    assert!(chunk(&mut response).await.is_none());
+    relay.stopped().await;
+    drop(bridge);
+}
+
+#[tokio::test]
+async fn a_stopping_relay_keeps_its_port_until_bridges_that_poll_have_finished() {
+    let relay = TestRelay::start().await;
+    let upstream = Upstream::scripted().await;
+    let proxy = ChaosProxy::to(relay.address, Duration::ZERO).await;
+    let bridge = TestBridge::between(proxy.address, upstream.address)
+        .transport(Transport::Poll)
+        .start()
+        .await;
+    ready(&relay, "ann").await;
+    let token = relay.token("ann");
+    let mut caller = Caller::connect(relay.address, &token).await;
+    let (answer, mut response) = tokio::join!(
+        async { upstream.next().await.begin(Response::builder()) },
+        caller.post("/api/chat", "{}"),
+    );
+    relay.shutdown.drain();
+    // As behind a proxy that makes a connection for each request.
+    proxy.cut();
+    answer.send("old relay").await;
+    assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "old relay");
+    proxy.cut();
+    drop(answer);
+    assert!(chunk(&mut response).await.is_none());
+    let address = relay.address;
+    relay.stopped().await;
+    let next = TestRelay::at(address, |_| {}).await;
+    ready(&next, "ann").await;
+    let mut other = Caller::connect(address, &token).await;
+    let ((), fresh) = tokio::join!(
+        async { upstream.next().await.finish(Response::new(full("new relay"))) },
+        other.post("/api/chat", "{}"),
+    );
+    assert_eq!(text(fresh).await, "new relay");
+    drop(bridge);
 }

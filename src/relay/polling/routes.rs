@@ -19,8 +19,7 @@ use crate::relay::error::{Code, Error};
 use crate::relay::own::json_response;
 use crate::relay::router::Polling;
 use crate::transport::json::{Fields, decode_body, timestamp};
-use crate::transport::poll::answer::Head;
-use crate::transport::poll::relay::Refusal;
+use crate::transport::poll::answer::{Head, Refusal};
 use crate::transport::poll::wire::{Answer, Register};
 use crate::transport::poll::{TUNING, TUNNEL_ABORT, TUNNEL_END, TUNNEL_PART, TUNNEL_TRAILERS};
 use crate::transport::{Body, Ending, ExchangeError, Link, collect, full};
@@ -207,7 +206,7 @@ async fn take_part(
     let room = entry.link.room(id, n).await.map_err(refused)?;
     let (bytes, permit) = read(entry, request, TUNING.part).await?;
     if let Some(room) = room {
-        room.fill(held(bytes, permit), end);
+        room.fill(held(bytes, permit), end).map_err(refused)?;
     }
     Ok(taken())
 }
@@ -257,7 +256,7 @@ async fn heartbeat(entry: &Entry, request: Request<Incoming>) -> Result<Response
     if let Some(session) = entry.session().filter(|_| drain) {
         session.retire();
     }
-    Ok(ok(&json!({"success": true, "timestamp": timestamp()})))
+    Ok(ok(&json!({"success": true, "timestamp": timestamp(SystemTime::now())})))
 }
 
 async fn providers(entry: &Entry, request: Request<Incoming>) -> Result<Response<Body>, Error> {
@@ -269,7 +268,7 @@ async fn providers(entry: &Entry, request: Request<Incoming>) -> Result<Response
         .ok_or_else(|| bad(&format!("missing: providers, a list of at most {PROVIDERS}")))?;
     *entry.providers.lock().unwrap_or_else(PoisonError::into_inner) = Some((providers, SystemTime::now()));
     Ok(ok(
-        &json!({"success": true, "message": "Provider status updated", "timestamp": timestamp()}),
+        &json!({"success": true, "message": "Provider status updated", "timestamp": timestamp(SystemTime::now())}),
     ))
 }
 
@@ -279,11 +278,11 @@ fn status(entry: &Entry) -> Response<Body> {
     let client = entry.client();
     let session = entry.session();
     let reported = entry.providers.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let (providers, reported) = reported.map_or((json!([]), None), |(list, at)| (list, Some(rfc3339(at))));
+    let (providers, reported) = reported.map_or((json!([]), None), |(list, at)| (list, Some(timestamp(at))));
     ok(&json!({
         "bridgeId": entry.bridge_id,
         "status": if silence < TUNING.gone { "connected" } else { "disconnected" },
-        "lastSeen": rfc3339(last_seen),
+        "lastSeen": timestamp(last_seen),
         "client": {
             "clientId": client.client_id,
             "platform": client.platform,
@@ -294,10 +293,6 @@ fn status(entry: &Entry) -> Response<Body> {
         "lastProviderUpdate": reported,
         "stats": {"inFlight": session.map_or(0, |session| session.in_flight())},
     }))
-}
-
-fn rfc3339(time: SystemTime) -> String {
-    humantime::format_rfc3339_millis(time).to_string()
 }
 
 /// A body of at most `most` octets, with what bounds how much of such is held.
@@ -361,6 +356,7 @@ fn refused(refusal: Refusal) -> Error {
         Refusal::NoRoom => Error::new(Code::NoRoom, "the caller has no room yet; send it again"),
         Refusal::OutOfOrder { next } => bad(&format!("part {next} is to come next")),
         Refusal::SecondHead => bad("this exchange has another head already"),
+        Refusal::WrongLength => bad("the body is longer or shorter than its content-length"),
         Refusal::Ended(Ending::Replaced) => Error::new(Code::Replaced, "another process of this bridge took over"),
         Refusal::Ended(_) => Error::new(Code::NotFound, "this bridge is not registered any more; register it"),
     }

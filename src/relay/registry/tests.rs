@@ -28,6 +28,8 @@ impl Link for Double {
         None
     }
 
+    fn doubt(&self) {}
+
     fn end(&self, _: Ending) {
         self.0.store(false, Ordering::Relaxed);
     }

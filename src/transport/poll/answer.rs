@@ -12,7 +12,7 @@ use http_body_util::BodyExt;
 use tokio::sync::{mpsc, oneshot};
 
 use super::TUNING;
-use crate::transport::{Body, BoxError, ExchangeError, Sliced, full};
+use crate::transport::{Body, BoxError, Ending, ExchangeError, Sliced, full};
 
 /// What an exchange comes to.
 pub type Answered = Result<Response<Body>, ExchangeError>;
@@ -23,6 +23,8 @@ pub struct Answer {
     pieces: Option<mpsc::Sender<Piece>>,
     /// The next part to be taken.
     next: u32,
+    /// What is left of the length that the head told, if it told one for a body.
+    left: Option<usize>,
     /// Of the head as it was taken: the same again is a repetition, another is a mistake.
     head: u64,
 }
@@ -66,8 +68,44 @@ pub enum NotTaken {
     },
     /// There was another head already.
     SecondHead,
+    /// The body is longer or shorter than its head said.
+    WrongLength,
     /// The caller is gone.
     Gone,
+}
+
+/// Why a bridge's request on an exchange, or its poll, came to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is no such exchange.
+    Unknown,
+    /// Its caller is gone.
+    Gone,
+    /// Not now; the same again, please.
+    NoRoom,
+    /// Another part is to come first.
+    OutOfOrder {
+        /// That one.
+        next: u32,
+    },
+    /// Another head was taken before.
+    SecondHead,
+    /// The body is longer or shorter than its head said.
+    WrongLength,
+    /// The link is over.
+    Ended(Ending),
+}
+
+impl From<NotTaken> for Refusal {
+    fn from(not: NotTaken) -> Self {
+        match not {
+            NotTaken::NoRoom => Self::NoRoom,
+            NotTaken::OutOfOrder { next } => Self::OutOfOrder { next },
+            NotTaken::SecondHead => Self::SecondHead,
+            NotTaken::WrongLength => Self::WrongLength,
+            NotTaken::Gone => Self::Gone,
+        }
+    }
 }
 
 /// Room for one part.
@@ -80,24 +118,32 @@ impl Answer {
             waiting: Some(waiting),
             pieces: None,
             next: 0,
+            left: None,
             head: 0,
         }
     }
 
-    /// Takes the head; `message` is what it came as.
+    /// Takes the head; `message` is what it came as, `bodiless` whether a length in it is of a body that is not sent (RFC 9110
+    /// §8.6).
     ///
     /// # Errors
     /// [`NotTaken`].
-    pub fn take_head(&mut self, message: &[u8], head: Head) -> Result<Taken, NotTaken> {
+    pub fn take_head(&mut self, message: &[u8], head: Head, bodiless: bool) -> Result<Taken, NotTaken> {
         let mut hasher = DefaultHasher::new();
         message.hash(&mut hasher);
         let hash = hasher.finish();
-        let Some(waiting) = self.waiting.take() else {
+        if self.waiting.is_none() {
             return if self.head == hash {
                 Ok(Taken::Before)
             } else {
                 Err(NotTaken::SecondHead)
             };
+        }
+        let told = head.response.headers().get(CONTENT_LENGTH).filter(|_| !bodiless);
+        self.left = told.and_then(|length| length.to_str().ok()?.parse().ok());
+        self.count(head.bytes.len(), !head.more)?;
+        let Some(waiting) = self.waiting.take() else {
+            return Err(NotTaken::Gone);
         };
         self.head = hash;
         self.next = 1;
@@ -147,11 +193,29 @@ impl Answer {
     }
 
     /// Takes a part for which there is room; `end` with the trailers, on the last one.
-    pub fn take_part(&mut self, room: Room, bytes: Bytes, end: Option<Option<HeaderMap>>) -> Taken {
+    ///
+    /// # Errors
+    /// [`NotTaken::WrongLength`].
+    pub fn take_part(&mut self, room: Room, bytes: Bytes, end: Option<Option<HeaderMap>>) -> Result<Taken, NotTaken> {
+        self.count(bytes.len(), end.is_some())?;
         self.next += 1;
         let taken = if end.is_some() { Taken::Last } else { Taken::Yes };
         room.0.send(Piece { bytes, end });
-        taken
+        Ok(taken)
+    }
+
+    /// Counts octets against the length that was told: hyper would cut what is over without a word.
+    fn count(&mut self, octets: usize, end: bool) -> Result<(), NotTaken> {
+        let Some(left) = self.left else {
+            return Ok(());
+        };
+        match left.checked_sub(octets) {
+            Some(left) if !end || left == 0 => {
+                self.left = Some(left);
+                Ok(())
+            }
+            _ => Err(NotTaken::WrongLength),
+        }
     }
 
     /// Fails the exchange, if its head has not gone out.

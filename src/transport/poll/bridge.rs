@@ -65,8 +65,9 @@ struct Shared {
     client: Arc<Client>,
     bridge_id: String,
     round_trip: watch::Sender<Option<Duration>>,
-    /// The network changed: try at once, and forget what was learned.
+    /// The network changed: try at once; and whether it is another, of which nothing is known.
     changed: Notify,
+    another: AtomicBool,
     /// A heartbeat is wanted.
     heartbeat: Notify,
     /// Newer links take the work; this one finishes what it has.
@@ -107,9 +108,11 @@ impl Poller {
         *self.0.round_trip.borrow()
     }
 
-    /// The network is another: leaves all connections and tries at once.
-    pub fn network_changed(&self) {
+    /// Something happened to the network: leaves all connections and tries at once. What was learned of another network is
+    /// forgotten.
+    pub fn network_changed(&self, another: bool) {
         self.0.client.renew();
+        self.0.another.store(another, Ordering::Release);
         self.0.changed.notify_one();
     }
 
@@ -196,6 +199,7 @@ pub async fn register(
         bridge_id: bridge_id.clone(),
         round_trip: round_trip.clone(),
         changed: Notify::new(),
+        another: AtomicBool::new(false),
         heartbeat: Notify::new(),
         left: AtomicBool::new(false),
         drained: AtomicBool::new(false),
@@ -242,7 +246,8 @@ async fn send_register(client: &Client, register: &Register) -> Result<Registere
 fn connect_error(trouble: Trouble) -> ConnectError {
     match trouble {
         Trouble::Answer(error) => error,
-        other => ConnectError::NoRelay(other.to_string()),
+        Trouble::Status { .. } => ConnectError::NoRelay(trouble.to_string()),
+        other => ConnectError::Lost(other.to_string()),
     }
 }
 
@@ -275,7 +280,7 @@ impl Driver {
                     });
                 }
                 () = shared.changed.notified() => {
-                    self.pace.forget();
+                    self.note_change();
                     poll = None;
                 }
             }
@@ -292,14 +297,20 @@ impl Driver {
     }
 
     fn next_poll(&self) -> BoxFuture<'static, Result<Batch, Trouble>> {
-        let wait = self.wait();
+        let lost = self.failures > 0;
+        let wait = if lost { Duration::ZERO } else { self.wait() };
         let mut path = format!("{POLL}/{}?timeout={}", self.shared.bridge_id, wait.as_millis());
         if let Some(batch) = self.acknowledged {
             path.push_str(&format!("&ack={batch}"));
         }
         let client = Arc::clone(&self.shared.client);
         async move {
-            let (_, body) = client.fetch(Call::get(Lane::Poll, &path, wait), BATCH).await?;
+            let call = if lost {
+                Call::probe(&path)
+            } else {
+                Call::get(Lane::Poll, &path, wait)
+            };
+            let (_, body) = client.fetch(call, BATCH).await?;
             serde_json::from_slice(&body)
                 .map_err(|_| ConnectError::NoRelay("its answer to a poll is none".into()).into())
         }
@@ -325,6 +336,10 @@ impl Driver {
             Err(Trouble::NetworkChanged) => None,
             Err(Trouble::Answer(error)) => self.take_refusal(error, tell).await,
             Err(trouble) => {
+                if matches!(trouble, Trouble::Silent) {
+                    // The other connections are as dead as this one.
+                    self.shared.client.renew();
+                }
                 self.pace.lost_after(waited);
                 self.pause(trouble.to_string(), None, tell).await;
                 None
@@ -420,6 +435,14 @@ impl Driver {
         }
     }
 
+    fn note_change(&mut self) {
+        self.backoff.reset();
+        self.pace.not_reached();
+        if self.shared.another.swap(false, Ordering::AcqRel) {
+            self.pace.forget();
+        }
+    }
+
     fn abort_all(&mut self) {
         self.running.abort_all();
         self.handles.clear();
@@ -442,10 +465,7 @@ impl Driver {
         let wait = self.backoff.next(asked);
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            () = self.shared.changed.notified() => {
-                self.pace.forget();
-                self.backoff.reset();
-            }
+            () = self.shared.changed.notified() => self.note_change(),
         }
     }
 }

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -35,7 +35,13 @@ pub(super) struct Carrier {
 }
 
 /// The exchange is over before its answer is.
-struct Over;
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Over {
+    /// The relay has no use for it any more.
+    Gone,
+    /// The relay, or something on the way, does not take it.
+    Rejected,
+}
 
 impl Carrier {
     /// Carries the exchange to its end. Dropping the future cancels it.
@@ -46,8 +52,23 @@ impl Carrier {
             Err(error) => Err(error),
         };
         let response = answered.unwrap_or_else(|error| refusal(&error));
-        if self.respond(&id, response).await.is_err() {
-            tracing::debug!(id, "the relay has no use for the rest of the answer");
+        match self.respond(&id, response).await {
+            Ok(()) => {}
+            Err(Over::Gone) => tracing::debug!(id, "the relay has no use for the rest of the answer"),
+            Err(Over::Rejected) => {
+                tracing::warn!(
+                    id,
+                    "an answer was broken off: the relay, or a proxy before it, does not take it"
+                );
+                let nothing = Part {
+                    bytes: Bytes::new(),
+                    end: Some(End::Broken),
+                    _permit: None,
+                };
+                let path = format!("{RESPOND}/{}/{id}", self.bridge_id);
+                // Whoever does not take this either leaves nothing to be done.
+                let _ = self.deliver_part(&path, 1, &nothing).await;
+            }
         }
     }
 
@@ -79,13 +100,14 @@ impl Carrier {
         let path = format!("{RESPOND}/{}/{id}", self.bridge_id);
         let (head, mut body) = response.into_parts();
         let mut next = Gathering::new(Arc::clone(&self.budget));
-        while next.has_room() {
+        // Not more than what as JSON, escaped, passes any proxy.
+        while next.is_small() {
             match body.frame().now_or_never() {
                 Some(frame) => next.take(frame),
                 None => break,
             }
         }
-        let first = next.split();
+        let first = next.split_at(TUNING.small_part);
         let more = !matches!(first.end, Some(End::Whole(None)));
         let message = head_message(head.status, &head.headers, &first.bytes, more);
         let began = Instant::now();
@@ -147,15 +169,8 @@ impl Carrier {
                 }
             }
         }
-        self.deliver(|| Call {
-            lane: Lane::Other,
-            method: Method::POST,
-            path,
-            headers: headers.clone(),
-            body: part.bytes.clone(),
-            wait: TUNING.room,
-        })
-        .await
+        self.deliver(|| Call::post_part(path, headers.clone(), part.bytes.clone(), TUNING.room))
+            .await
     }
 
     /// Sends until the relay has it, or has no use for it.
@@ -186,28 +201,23 @@ impl Carrier {
 
 /// Waits until it makes sense to send again.
 async fn retry(trouble: Trouble, backoff: &mut Backoff) -> Result<(), Over> {
-    match trouble {
-        Trouble::NetworkChanged => Ok(()),
+    let (status, retry_after) = match trouble {
+        Trouble::NetworkChanged => return Ok(()),
         Trouble::Answer(ConnectError::Refused {
             status, retry_after, ..
-        }) => match status {
-            StatusCode::SERVICE_UNAVAILABLE if retry_after == Some(Duration::ZERO) => Ok(()),
-            StatusCode::UNAUTHORIZED | StatusCode::TOO_MANY_REQUESTS => {
-                tokio::time::sleep(backoff.next(retry_after)).await;
-                Ok(())
-            }
-            status if status.is_server_error() => {
-                tokio::time::sleep(backoff.next(retry_after)).await;
-                Ok(())
-            }
-            _ => Err(Over),
-        },
-        other => {
-            tracing::debug!("sending a part of an answer again: {other}");
-            tokio::time::sleep(backoff.next(None)).await;
-            Ok(())
-        }
+        }) => (Some(status), retry_after),
+        Trouble::Status { status } => (Some(status), None),
+        Trouble::Answer(_) | Trouble::Broken(_) | Trouble::Silent => (None, None),
+    };
+    match status {
+        Some(StatusCode::NOT_FOUND | StatusCode::GONE | StatusCode::CONFLICT) => return Err(Over::Gone),
+        Some(StatusCode::SERVICE_UNAVAILABLE) if retry_after == Some(Duration::ZERO) => return Ok(()),
+        Some(StatusCode::UNAUTHORIZED | StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) | None => {}
+        Some(status) if status.is_client_error() => return Err(Over::Rejected),
+        Some(_) => {}
     }
+    tokio::time::sleep(backoff.next(retry_after)).await;
+    Ok(())
 }
 
 fn head_message(status: StatusCode, headers: &HeaderMap, first: &[u8], more: bool) -> Bytes {
@@ -260,6 +270,10 @@ impl Gathering {
         self.bytes.is_empty() && self.end.is_none()
     }
 
+    fn is_small(&self) -> bool {
+        self.end.is_none() && self.bytes.len() < TUNING.small_part
+    }
+
     /// A small part always has room; a larger one where the budget has.
     fn has_room(&mut self) -> bool {
         if self.end.is_some() {
@@ -291,7 +305,11 @@ impl Gathering {
     }
 
     fn split(&mut self) -> Part {
-        let bytes = self.bytes.split_to(self.bytes.len().min(TUNING.part)).freeze();
+        self.split_at(TUNING.part)
+    }
+
+    fn split_at(&mut self, most: usize) -> Part {
+        let bytes = self.bytes.split_to(self.bytes.len().min(most)).freeze();
         let end = if self.bytes.is_empty() { self.end.take() } else { None };
         Part {
             bytes,

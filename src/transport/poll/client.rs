@@ -21,7 +21,11 @@ const KEPT_FOR: Duration = Duration::from_secs(15);
 /// Connections kept of each pool.
 const KEPT: usize = 64;
 /// How long an answer may take beyond what the relay was asked to wait.
-pub const SLACK: Duration = Duration::from_secs(8);
+const SLACK: Duration = Duration::from_secs(4);
+/// The same while the relay has not been reached: a try that hangs must not keep from the next.
+const SHORT_SLACK: Duration = Duration::from_millis(2500);
+/// A slower way than this is not waited for, octets per second.
+const SLOWEST: usize = 8 * 1024;
 
 type Pool = legacy::Client<HttpDialer, Sliced>;
 
@@ -57,6 +61,8 @@ pub struct Call<'a> {
     pub body: Bytes,
     /// How long the relay may let it wait.
     pub wait: Duration,
+    /// How long the way there and back may take.
+    slack: Duration,
 }
 
 impl<'a> Call<'a> {
@@ -69,17 +75,37 @@ impl<'a> Call<'a> {
             headers: HeaderMap::new(),
             body: Bytes::new(),
             wait,
+            slack: SLACK,
+        }
+    }
+
+    /// The same, to find out whether the relay can be reached again.
+    pub fn probe(path: &'a str) -> Self {
+        Self {
+            slack: SHORT_SLACK,
+            ..Self::get(Lane::Poll, path, Duration::ZERO)
+        }
+    }
+
+    /// A POST of a part, for which the relay may have no room at once.
+    pub fn post_part(path: &'a str, headers: HeaderMap, body: Bytes, wait: Duration) -> Self {
+        Self {
+            headers,
+            wait,
+            ..Self::post_json(Lane::Other, path, body)
         }
     }
 
     /// A POST of JSON.
     pub fn post_json(lane: Lane, path: &'a str, body: impl Into<Bytes>) -> Self {
+        let body = body.into();
         Self {
             lane,
             method: Method::POST,
             path,
             headers: HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]),
-            body: body.into(),
+            slack: SLACK + Duration::from_secs((body.len() / SLOWEST) as u64),
+            body,
             wait: Duration::ZERO,
         }
     }
@@ -157,7 +183,7 @@ impl Client {
     pub async fn fetch(&self, call: Call<'_>, most: usize) -> Result<(HeaderMap, Bytes), Trouble> {
         let mut network = self.network.subscribe();
         let pool = self.lock().pool(call.lane);
-        let limit = call.wait + SLACK;
+        let limit = call.wait + call.slack;
         let exchange = async {
             let response = pool
                 .request(self.request(call)?)

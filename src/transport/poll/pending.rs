@@ -1,6 +1,7 @@
 //! One exchange at the relay while a polling bridge has it: what is sent of the request, and what takes the answer.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::Request;
@@ -22,6 +23,7 @@ pub(super) struct Pending {
     /// The body, if it goes along with the poll.
     pub(super) inline: Option<Bytes>,
     has_upload: bool,
+    since: SystemTime,
     pub(super) upload: Mutex<Upload>,
     pub(super) answer: Arc<Mutex<Answer>>,
     /// Fires when it is over, whatever the reason.
@@ -45,6 +47,7 @@ impl Pending {
             head,
             inline: None,
             has_upload: false,
+            since: SystemTime::now(),
             upload: Mutex::new(Upload::new(empty())),
             answer: Arc::new(Mutex::new(Answer::new(waiting))),
             over: CancellationToken::new(),
@@ -80,7 +83,7 @@ impl Pending {
         let path = self.head.uri.path_and_query().map_or("/", |path| path.as_str());
         PolledRequest {
             id,
-            timestamp: timestamp(),
+            timestamp: timestamp(self.since),
             timeout: TUNING.request_timeout.as_millis() as u64,
             data: RequestData {
                 method: self.head.method.to_string(),

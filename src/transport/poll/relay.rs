@@ -6,14 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use http::header::CONTENT_LENGTH;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use tokio::sync::{Notify, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 
 use super::TUNING;
-use super::answer::{Answer, Head, NotTaken, Room, Taken};
+use super::answer::{Answer, Head, Refusal, Room, Taken};
 use super::pending::Pending;
 use super::queue::{Finished, Queue};
 use super::upload::{NoPart, Part};
@@ -43,37 +43,6 @@ struct State {
     last_contact: Instant,
     /// Since when anything is in flight.
     busy_since: Instant,
-}
-
-/// Why a bridge's request on an exchange, or its poll, came to nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
-    /// There is no such exchange.
-    Unknown,
-    /// Its caller is gone.
-    Gone,
-    /// Not now; the same again, please.
-    NoRoom,
-    /// Another part is to come first.
-    OutOfOrder {
-        /// That one.
-        next: u32,
-    },
-    /// Another head was taken before.
-    SecondHead,
-    /// The link is over.
-    Ended(Ending),
-}
-
-impl From<NotTaken> for Refusal {
-    fn from(not: NotTaken) -> Self {
-        match not {
-            NotTaken::NoRoom => Self::NoRoom,
-            NotTaken::OutOfOrder { next } => Self::OutOfOrder { next },
-            NotTaken::SecondHead => Self::SecondHead,
-            NotTaken::Gone => Self::Gone,
-        }
-    }
 }
 
 /// What became of a link that was watched.
@@ -197,11 +166,12 @@ impl PollLink {
                 StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
             );
         if !self.0.lock().queue.capabilities.parts && !bodiless {
-            // What an app says of the length may be of the body before its own library decoded it.
+            // What an app says of the body may be of before its own library decoded it.
             let length = HeaderValue::from(head.bytes.len());
             head.response.headers_mut().insert(CONTENT_LENGTH, length);
+            head.response.headers_mut().remove(CONTENT_ENCODING);
         }
-        let taken = pending.answer.lock().await.take_head(message, head);
+        let taken = pending.answer.lock().await.take_head(message, head, bodiless);
         self.conclude(number, taken?);
         Ok(())
     }
@@ -394,9 +364,13 @@ pub struct PartRoom {
 
 impl PartRoom {
     /// Brings the part; `end` with the trailers, on the last one.
-    pub fn fill(mut self, bytes: Bytes, end: Option<Option<http::HeaderMap>>) {
-        let taken = self.answer.take_part(self.room, bytes, end);
+    ///
+    /// # Errors
+    /// [`Refusal::WrongLength`].
+    pub fn fill(mut self, bytes: Bytes, end: Option<Option<HeaderMap>>) -> Result<(), Refusal> {
+        let taken = self.answer.take_part(self.room, bytes, end)?;
         self.link.conclude(self.number, taken);
+        Ok(())
     }
 }
 
@@ -417,6 +391,10 @@ impl Link for PollLink {
 
     fn round_trip(&self) -> Option<Duration> {
         self.0.lock().queue.round_trip()
+    }
+
+    fn doubt(&self) {
+        // Whatever is in flight tells, or its time limit.
     }
 
     fn end(&self, ending: Ending) {

@@ -91,7 +91,8 @@ impl Upload {
         Ok(self.last.clone())
     }
 
-    /// Waits for the first octets, then takes what is at hand, to a part's size. False if the body broke.
+    /// Waits for the first octets, or a whole part where it is known that so much is to come; then takes what is at hand, to a
+    /// part's size. False if the body broke.
     async fn gather(&mut self) -> bool {
         poll_fn(|cx| {
             loop {
@@ -101,8 +102,8 @@ impl Upload {
                 let Some(body) = &mut self.body else {
                     return Poll::Ready(true);
                 };
-                match Pin::new(body).poll_frame(cx) {
-                    Poll::Pending if self.gathered.is_empty() => return Poll::Pending,
+                match Pin::new(&mut *body).poll_frame(cx) {
+                    Poll::Pending if self.gathered.is_empty() || is_bulk(body) => return Poll::Pending,
                     Poll::Pending => return Poll::Ready(true),
                     Poll::Ready(None) => self.body = None,
                     Poll::Ready(Some(Err(_))) => return Poll::Ready(false),
@@ -115,6 +116,11 @@ impl Upload {
         })
         .await
     }
+}
+
+/// Whether another part's worth is known to come.
+fn is_bulk(body: &Body) -> bool {
+    body.size_hint().lower() >= TUNING.upload_part as u64
 }
 
 #[cfg(test)]

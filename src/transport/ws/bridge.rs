@@ -33,7 +33,7 @@ const DEFAULT_STREAMS: usize = 128;
 /// More than this no relay may ask of a desktop.
 const MOST_STREAMS: usize = 4096;
 
-/// Connects to the relay.
+/// Connects to the relay; `dialed` is called once the connection stands and the upgrade is asked for.
 ///
 /// # Errors
 /// [`ConnectError`], which tells a refusal for good from trouble on the way.
@@ -41,8 +41,10 @@ pub async fn connect(
     dialer: &Dialer,
     relay: &RelayUrl,
     hello: &Hello,
+    dialed: impl FnOnce(),
 ) -> Result<(Mux, Driver<Stream>, Welcome), ConnectError> {
     let stream = dialer.dial(relay.origin()).await?;
+    dialed();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| broken(&error))?;

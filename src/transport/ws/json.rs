@@ -3,12 +3,12 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, SinkExt, StreamExt};
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http::{Method, Request, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -188,7 +188,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> JsonDriver<S> {
                     next_ping = self.pinged + PING;
                     self.pings += 1;
                     let id = ping_id(self.pings);
-                    self.send(to_message(&ToApp::Ping { id, timestamp: timestamp() })).await
+                    self.send(to_message(&ToApp::Ping { id, timestamp: timestamp(SystemTime::now()) })).await
                 }
                 () = sleep_until(silent) => return "nothing was heard of it".to_owned(),
             };
@@ -230,7 +230,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> JsonDriver<S> {
         };
         match message {
             FromApp::Ping { id } => {
-                let timestamp = timestamp();
+                let timestamp = timestamp(SystemTime::now());
                 return Ok(Some(to_message(&ToApp::Pong { id, timestamp })));
             }
             FromApp::Pong { id } if id == ping_id(self.pings) => self.shared.pulse.measured(self.pinged.elapsed()),
@@ -271,6 +271,8 @@ fn response(
     let bodiless = method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     if !bodiless {
         headers.insert(CONTENT_LENGTH, body.len().into());
+        // Text is not compressed: the app's own library has undone it.
+        headers.remove(CONTENT_ENCODING);
     }
     let mut response = Response::new(if bodiless { empty() } else { full(body) });
     *response.status_mut() = status;
@@ -395,6 +397,10 @@ impl Link for JsonLink {
 
     fn round_trip(&self) -> Option<Duration> {
         self.0.pulse.round_trip()
+    }
+
+    fn doubt(&self) {
+        // Whatever is in flight tells, or its time limit.
     }
 
     fn end(&self, ending: Ending) {

@@ -138,10 +138,15 @@ impl Mux {
     /// time the link is dead.
     pub fn check_life(&self) {
         if self.0.pulse.silence() >= TUNING.silence {
-            let mut state = self.0.lock();
-            state.urgent_ping = true;
-            state.wake();
+            self.doubt();
         }
+    }
+
+    /// Asks for a sign of life at once: without one in time, the link is dead.
+    pub fn doubt(&self) {
+        let mut state = self.0.lock();
+        state.urgent_ping = true;
+        state.wake();
     }
 
     /// Life and round trip.
@@ -258,12 +263,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             self.note_life();
             let message = match message {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(None) => return Poll::Ready(Err(End::Lost("end of file".into()))),
+                Poll::Ready(None) => return Poll::Ready(Err(End::Lost("closed by the other side".into()))),
                 Poll::Ready(Some(Err(tungstenite::Error::Io(error)))) => {
                     return Poll::Ready(Err(End::Lost(error.to_string())));
                 }
                 Poll::Ready(Some(Err(tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)))) => {
-                    return Poll::Ready(Err(End::Lost("no goodbye".into())));
+                    return Poll::Ready(Err(End::Lost("cut on the way".into())));
                 }
                 Poll::Ready(Some(Err(error))) => {
                     return Poll::Ready(Err(End::Violation(error.to_string())));

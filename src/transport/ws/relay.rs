@@ -92,6 +92,10 @@ impl Link for WsLink {
         self.mux.pulse().round_trip()
     }
 
+    fn doubt(&self) {
+        self.mux.doubt();
+    }
+
     fn end(&self, ending: Ending) {
         let (code, reason) = super::farewell(ending);
         self.mux.close(code, reason);
