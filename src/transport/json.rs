@@ -50,6 +50,9 @@ pub enum Malformed {
     /// A value holds what may not stand in one, a line break for instance.
     #[error("the value of the header field '{0}' holds characters that cannot stand there")]
     Value(String),
+    /// More fields than a message may have.
+    #[error("there are more header fields than a message may have")]
+    TooMany,
     /// The body is not what `bodyEncoding` says.
     #[error("the body is no base64")]
     Base64,
@@ -85,7 +88,9 @@ impl Fields {
             };
             for value in values {
                 let value = to_value(value).ok_or_else(|| Malformed::Value(name.clone()))?;
-                headers.append(header.clone(), value);
+                headers
+                    .try_append(header.clone(), value)
+                    .map_err(|_| Malformed::TooMany)?;
             }
         }
         Ok(headers)
@@ -208,6 +213,12 @@ mod tests {
             let fields: Fields = serde_json::from_str(json).unwrap();
             assert_eq!(fields.to_headers(), Err(error), "{json}");
         }
+    }
+
+    #[test]
+    fn more_fields_than_a_map_of_them_takes_are_refused() {
+        let values = (0..40_000).map(|n| (format!("x-{n}"), Values::One(String::new())));
+        assert_eq!(Fields(values.collect()).to_headers(), Err(Malformed::TooMany));
     }
 
     #[test]

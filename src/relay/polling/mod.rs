@@ -242,6 +242,8 @@ fn admit(relay: &Arc<Relay>, entry: &Arc<Entry>) -> Result<(), Error> {
     let bridge = &session.identity;
     tracing::info!(user = %bridge.user, bridge = %bridge.name, transport = "poll", "bridge connected");
     if let Some(older) = entry.session() {
+        // One that was silent is not in the registry any more, which would have said so.
+        older.retire();
         // It finishes what it has, over the same link.
         let relay = Arc::clone(relay);
         relay.clone().shutdown.tracker().spawn(async move {

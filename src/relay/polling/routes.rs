@@ -19,7 +19,8 @@ use crate::relay::error::{Code, Error};
 use crate::relay::own::json_response;
 use crate::relay::router::Polling;
 use crate::transport::json::{Fields, decode_body, timestamp};
-use crate::transport::poll::answer::{Head, Refusal};
+use crate::transport::poll::answer::Head;
+use crate::transport::poll::relay::Refusal;
 use crate::transport::poll::wire::{Answer, Register};
 use crate::transport::poll::{TUNING, TUNNEL_ABORT, TUNNEL_END, TUNNEL_PART, TUNNEL_TRAILERS};
 use crate::transport::{Body, Ending, ExchangeError, Link, collect, full};
@@ -223,7 +224,7 @@ async fn take_head(entry: &Entry, id: Option<String>, request: Request<Incoming>
             code: "upstream_unreachable".to_owned(),
             detail: format!("the desktop app could not get an answer: {error}"),
         };
-        entry.link.take_error(&id, error).await.map_err(refused)?;
+        entry.link.take_error(&id, error).map_err(refused)?;
         return Ok(taken());
     }
     let status = answer.status.ok_or_else(|| bad("missing: status"))?;
@@ -240,7 +241,7 @@ async fn take_head(entry: &Entry, id: Option<String>, request: Request<Incoming>
         bytes: held(bytes, permit),
         more: answer.more,
     };
-    entry.link.take_head(&id, &message, head).await.map_err(refused)?;
+    entry.link.take_head(&id, &message, head).map_err(refused)?;
     Ok(taken())
 }
 
@@ -306,9 +307,10 @@ async fn read(
     if length.is_some_and(|length| length > most) {
         return Err(too_large(most));
     }
-    let permit = entry
-        .link
-        .budget(length.unwrap_or(most))
+    let room = tokio::time::timeout(TIMEOUT, entry.link.budget(length.unwrap_or(most))).await;
+    let permit = room
+        .ok()
+        .flatten()
         .ok_or_else(|| Error::new(Code::NoRoom, "too much of this bridge is on its way; send it again"))?;
     let body = request.into_body();
     match tokio::time::timeout(TIMEOUT, collect(body, most)).await {
@@ -320,6 +322,9 @@ async fn read(
 }
 
 async fn read_small(request: Request<Incoming>) -> Result<Bytes, Error> {
+    if http_body::Body::size_hint(request.body()).lower() > SMALL as u64 {
+        return Err(too_large(SMALL));
+    }
     match tokio::time::timeout(TIMEOUT, collect(request.into_body(), SMALL)).await {
         Ok(Some(bytes)) => Ok(bytes),
         Ok(None) => Err(too_large(SMALL)),
@@ -353,10 +358,10 @@ fn refused(refusal: Refusal) -> Error {
     match refusal {
         Refusal::Unknown => Error::new(Code::NotFound, "no exchange of this id is under way"),
         Refusal::Gone => Error::new(Code::Gone, "the caller is gone"),
-        Refusal::NoRoom => Error::new(Code::NoRoom, "the caller has no room yet; send it again"),
+        Refusal::NoRoom => Error::new(Code::NoRoom, "not now; send the same again"),
         Refusal::OutOfOrder { next } => bad(&format!("part {next} is to come next")),
         Refusal::SecondHead => bad("this exchange has another head already"),
-        Refusal::WrongLength => bad("the body is longer or shorter than its content-length"),
+        Refusal::WrongLength => bad("content-length is not the length of the body"),
         Refusal::Ended(Ending::Replaced) => Error::new(Code::Replaced, "another process of this bridge took over"),
         Refusal::Ended(_) => Error::new(Code::NotFound, "this bridge is not registered any more; register it"),
     }

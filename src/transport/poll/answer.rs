@@ -12,7 +12,7 @@ use http_body_util::BodyExt;
 use tokio::sync::{mpsc, oneshot};
 
 use super::TUNING;
-use crate::transport::{Body, BoxError, Ending, ExchangeError, Sliced, full};
+use crate::transport::{Body, BoxError, ExchangeError, Sliced, full};
 
 /// What an exchange comes to.
 pub type Answered = Result<Response<Body>, ExchangeError>;
@@ -45,15 +45,19 @@ pub struct Head {
     pub more: bool,
 }
 
-/// What became of a part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Taken {
-    /// It was taken; more follow.
-    Yes,
-    /// It was taken, and it was the last.
-    Last,
-    /// It had been taken before.
-    Before,
+impl Head {
+    /// Whether its `Content-Length`, if it has one, may stand there; `whole`: it is that of the octets at hand. hyper sends it as it
+    /// is, and a caller would take the beginning of its next answer for the rest of this one.
+    pub fn has_true_length(&self, whole: bool) -> bool {
+        let mut values = self.response.headers().get_all(CONTENT_LENGTH).into_iter();
+        let Some(value) = values.next() else {
+            return true;
+        };
+        let digits = |text: &&str| text.bytes().all(|byte| byte.is_ascii_digit());
+        let length = value.to_str().ok().filter(digits).and_then(|text| text.parse().ok());
+        let fits = |length: u64| !whole || length == self.bytes.len() as u64;
+        values.next().is_none() && length.is_some_and(fits)
+    }
 }
 
 /// Why a part was not taken.
@@ -74,42 +78,22 @@ pub enum NotTaken {
     Gone,
 }
 
-/// Why a bridge's request on an exchange, or its poll, came to nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
-    /// There is no such exchange.
-    Unknown,
-    /// Its caller is gone.
-    Gone,
-    /// Not now; the same again, please.
-    NoRoom,
-    /// Another part is to come first.
-    OutOfOrder {
-        /// That one.
-        next: u32,
-    },
-    /// Another head was taken before.
-    SecondHead,
-    /// The body is longer or shorter than its head said.
-    WrongLength,
-    /// The link is over.
-    Ended(Ending),
-}
+/// Where a part goes. It keeps the caller's body open: not to be held for long.
+pub struct Place(mpsc::Sender<Piece>);
 
-impl From<NotTaken> for Refusal {
-    fn from(not: NotTaken) -> Self {
-        match not {
-            NotTaken::NoRoom => Self::NoRoom,
-            NotTaken::OutOfOrder { next } => Self::OutOfOrder { next },
-            NotTaken::SecondHead => Self::SecondHead,
-            NotTaken::WrongLength => Self::WrongLength,
-            NotTaken::Gone => Self::Gone,
+impl Place {
+    /// Waits until there is room for a part, for as long as a bridge may be kept waiting.
+    ///
+    /// # Errors
+    /// [`NotTaken::NoRoom`], [`NotTaken::Gone`].
+    pub async fn room(self) -> Result<(), NotTaken> {
+        match tokio::time::timeout(TUNING.room, self.0.reserve()).await {
+            Err(_) => Err(NotTaken::NoRoom),
+            Ok(Err(_)) => Err(NotTaken::Gone),
+            Ok(Ok(_)) => Ok(()),
         }
     }
 }
-
-/// Room for one part.
-pub struct Room(mpsc::OwnedPermit<Piece>);
 
 impl Answer {
     /// Nothing has come yet.
@@ -124,31 +108,36 @@ impl Answer {
     }
 
     /// Takes the head; `message` is what it came as, `bodiless` whether a length in it is of a body that is not sent (RFC 9110
-    /// §8.6).
+    /// §8.6). `conclude` is called if it is all of the answer, before the caller gets it: a caller that has everything leaves.
     ///
     /// # Errors
     /// [`NotTaken`].
-    pub fn take_head(&mut self, message: &[u8], head: Head, bodiless: bool) -> Result<Taken, NotTaken> {
+    pub fn take_head(
+        &mut self,
+        message: &[u8],
+        head: Head,
+        bodiless: bool,
+        conclude: impl FnOnce(),
+    ) -> Result<(), NotTaken> {
         let mut hasher = DefaultHasher::new();
         message.hash(&mut hasher);
         let hash = hasher.finish();
         if self.waiting.is_none() {
             return if self.head == hash {
-                Ok(Taken::Before)
+                Ok(())
             } else {
                 Err(NotTaken::SecondHead)
             };
         }
         let told = head.response.headers().get(CONTENT_LENGTH).filter(|_| !bodiless);
         self.left = told.and_then(|length| length.to_str().ok()?.parse().ok());
-        self.count(head.bytes.len(), !head.more)?;
+        self.left = count(self.left, head.bytes.len(), !head.more)?;
         let Some(waiting) = self.waiting.take() else {
             return Err(NotTaken::Gone);
         };
         self.head = hash;
         self.next = 1;
         let end = (!head.more).then_some(None);
-        let taken = if head.more { Taken::Yes } else { Taken::Last };
         let whole = head.response.headers().contains_key(CONTENT_LENGTH) || head.bytes.is_empty();
         let body = if whole && !head.more {
             full(head.bytes)
@@ -168,57 +157,58 @@ impl Answer {
             };
             body.boxed_unsync()
         };
+        if !head.more {
+            conclude();
+        }
         waiting
             .send(Ok(head.response.map(|()| body)))
-            .map_err(|_| NotTaken::Gone)?;
-        Ok(taken)
+            .map_err(|_| NotTaken::Gone)
     }
 
-    /// Room for part `n`, waited for as long as a bridge may be kept waiting; none if the part was taken before.
+    /// Where part `n` goes; none if it was taken before.
     ///
     /// # Errors
     /// [`NotTaken`].
-    pub async fn room(&self, n: u32) -> Result<Option<Room>, NotTaken> {
+    pub fn place(&self, n: u32) -> Result<Option<Place>, NotTaken> {
         if n < self.next {
             return Ok(None);
         }
-        let Some(pieces) = self.pieces.clone().filter(|_| n == self.next) else {
-            return Err(NotTaken::OutOfOrder { next: self.next });
-        };
-        match tokio::time::timeout(TUNING.room, pieces.reserve_owned()).await {
-            Err(_) => Err(NotTaken::NoRoom),
-            Ok(Err(_)) => Err(NotTaken::Gone),
-            Ok(Ok(room)) => Ok(Some(Room(room))),
+        match &self.pieces {
+            _ if n > self.next || self.next == 0 => Err(NotTaken::OutOfOrder { next: self.next }),
+            Some(pieces) => Ok(Some(Place(pieces.clone()))),
+            None => Err(NotTaken::Gone),
         }
     }
 
-    /// Takes a part for which there is room; `end` with the trailers, on the last one.
+    /// Takes part `n`, if there still is room; `end` with the trailers, on the last one. `conclude` is called for that one,
+    /// before the caller gets it.
     ///
     /// # Errors
-    /// [`NotTaken::WrongLength`].
-    pub fn take_part(&mut self, room: Room, bytes: Bytes, end: Option<Option<HeaderMap>>) -> Result<Taken, NotTaken> {
-        self.count(bytes.len(), end.is_some())?;
-        self.next += 1;
-        let taken = if end.is_some() { Taken::Last } else { Taken::Yes };
-        room.0.send(Piece { bytes, end });
-        Ok(taken)
-    }
-
-    /// Counts octets against the length that was told: hyper would cut what is over without a word.
-    fn count(&mut self, octets: usize, end: bool) -> Result<(), NotTaken> {
-        let Some(left) = self.left else {
+    /// [`NotTaken`].
+    pub fn take_part(
+        &mut self,
+        n: u32,
+        bytes: Bytes,
+        end: Option<Option<HeaderMap>>,
+        conclude: impl FnOnce(),
+    ) -> Result<(), NotTaken> {
+        let Some(Place(pieces)) = self.place(n)? else {
             return Ok(());
         };
-        match left.checked_sub(octets) {
-            Some(left) if !end || left == 0 => {
-                self.left = Some(left);
-                Ok(())
-            }
-            _ => Err(NotTaken::WrongLength),
+        let room = pieces.try_reserve().map_err(|error| match error {
+            mpsc::error::TrySendError::Full(()) => NotTaken::NoRoom,
+            mpsc::error::TrySendError::Closed(()) => NotTaken::Gone,
+        })?;
+        self.left = count(self.left, bytes.len(), end.is_some())?;
+        self.next += 1;
+        if end.is_some() {
+            conclude();
         }
+        room.send(Piece { bytes, end });
+        Ok(())
     }
 
-    /// Fails the exchange, if its head has not gone out.
+    /// Fails the exchange: its caller gets the error, or a broken body if the head has gone out.
     pub fn fail(&mut self, error: ExchangeError) {
         self.pieces = None;
         if let Some(waiting) = self.waiting.take() {
@@ -226,6 +216,15 @@ impl Answer {
             let _ = waiting.send(Err(error));
         }
     }
+}
+
+/// Counts octets against the length that was told, if one was: hyper would cut what is over without a word.
+fn count(left: Option<usize>, octets: usize, end: bool) -> Result<Option<usize>, NotTaken> {
+    let Some(left) = left else {
+        return Ok(None);
+    };
+    let left = left.checked_sub(octets).filter(|left| !end || *left == 0);
+    left.map(Some).ok_or(NotTaken::WrongLength)
 }
 
 /// The caller's body: broken if what feeds it goes before the end came.

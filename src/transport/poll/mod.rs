@@ -49,7 +49,7 @@ pub struct Tuning {
     pub small_part: usize,
     /// The largest part of a response body.
     pub part: usize,
-    /// What the relay holds in larger parts and whole bodies, for one link.
+    /// What the relay holds in larger parts and whole bodies, for one link and direction.
     pub relay_budget: usize,
     /// What the bridge holds in larger parts.
     pub bridge_budget: usize,

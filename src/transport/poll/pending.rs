@@ -1,6 +1,6 @@
 //! One exchange at the relay while a polling bridge has it: what is sent of the request, and what takes the answer.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as Lock, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -25,7 +25,7 @@ pub(super) struct Pending {
     has_upload: bool,
     since: SystemTime,
     pub(super) upload: Mutex<Upload>,
-    pub(super) answer: Arc<Mutex<Answer>>,
+    answer: Lock<Answer>,
     /// Fires when it is over, whatever the reason.
     pub(super) over: CancellationToken,
     _budget: Option<OwnedSemaphorePermit>,
@@ -49,7 +49,7 @@ impl Pending {
             has_upload: false,
             since: SystemTime::now(),
             upload: Mutex::new(Upload::new(empty())),
-            answer: Arc::new(Mutex::new(Answer::new(waiting))),
+            answer: Lock::new(Answer::new(waiting)),
             over: CancellationToken::new(),
             _budget: None,
         };
@@ -120,10 +120,12 @@ impl Pending {
         } else {
             self.unsent()
         };
-        // Who holds the lock lets go as soon as it is over, and what waits for the head sees that.
-        if let Ok(mut answer) = self.answer.try_lock() {
-            answer.fail(error);
-        }
+        self.answer().fail(error);
         self.over.cancel();
+    }
+
+    /// What takes the answer; nobody holds it for longer than a moment.
+    pub(super) fn answer(&self) -> MutexGuard<'_, Answer> {
+        self.answer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

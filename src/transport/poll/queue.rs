@@ -165,7 +165,11 @@ impl<E> Queue<E> {
             && !self.drain_news);
         if superseded || (whatever && !news) {
             return Some(Taken {
-                batch: self.empty_batch(),
+                // Not the number of what the newer one got: who acknowledged that would lose it.
+                batch: Batch {
+                    batch: if superseded { 0 } else { self.batch },
+                    ..self.empty_batch()
+                },
                 requests: Vec::new(),
                 cancelled: &[],
             });
@@ -288,8 +292,11 @@ mod tests {
     fn an_older_poll_gives_way_to_a_newer() {
         let mut queue = queue(true);
         let older = queue.begin_poll(None);
-        queue.begin_poll(None);
+        let newer = queue.begin_poll(None);
         queue.push(1);
+        let taken = queue.take(newer, false, |size| *size).unwrap();
+        assert_eq!((taken.batch.batch, taken.requests.len()), (1, 1));
+        // It is not told the number of a batch that it did not bring.
         let taken = queue.take(older, false, |size| *size).unwrap();
         assert_eq!((taken.batch.batch, taken.requests.len()), (0, 0));
     }

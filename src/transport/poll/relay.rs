@@ -1,25 +1,29 @@
 //! The relay's end of a `poll` link: requests wait in a queue for the bridge's long poll, answers come back in parts.
 
+mod life;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, TryFutureExt};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use tokio::sync::{Notify, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::TUNING;
-use super::answer::{Answer, Head, Refusal, Room, Taken};
+use super::answer::{Head, NotTaken};
 use super::pending::Pending;
 use super::queue::{Finished, Queue};
 use super::upload::{NoPart, Part};
 use super::wire::{Batch, Capabilities};
 use crate::transport::json;
 use crate::transport::{Body, Ending, Exchange, ExchangeError, Link, accept, headers};
+
+pub use life::Loss;
 
 /// The relay's handle to one bridge that polls; cheap to clone.
 #[derive(Clone)]
@@ -33,7 +37,10 @@ struct Shared {
     news: Notify,
     /// Something for whoever watches the link: contact, a first exchange, the end.
     life: Notify,
-    budget: Arc<Semaphore>,
+    /// What whole bodies of requests hold; apart, so that there is always room for the answers that free it.
+    requests: Arc<Semaphore>,
+    /// What answers hold.
+    answers: Arc<Semaphore>,
     max_in_flight: usize,
 }
 
@@ -45,15 +52,38 @@ struct State {
     busy_since: Instant,
 }
 
-/// What became of a link that was watched.
+/// Why a bridge's request on an exchange, or its poll, came to nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Loss {
-    /// No contact while something is in flight.
-    Silent,
-    /// No contact for so long that the bridge is taken for gone.
+pub enum Refusal {
+    /// There is no such exchange.
+    Unknown,
+    /// Its caller is gone.
     Gone,
-    /// It was ended.
-    Ended,
+    /// Not now; the same again, please.
+    NoRoom,
+    /// Another part is to come first.
+    OutOfOrder {
+        /// That one.
+        next: u32,
+    },
+    /// Another head was taken before.
+    SecondHead,
+    /// Its `Content-Length` is not that of the body, or none.
+    WrongLength,
+    /// The link is over.
+    Ended(Ending),
+}
+
+impl From<NotTaken> for Refusal {
+    fn from(not: NotTaken) -> Self {
+        match not {
+            NotTaken::NoRoom => Self::NoRoom,
+            NotTaken::OutOfOrder { next } => Self::OutOfOrder { next },
+            NotTaken::SecondHead => Self::SecondHead,
+            NotTaken::WrongLength => Self::WrongLength,
+            NotTaken::Gone => Self::Gone,
+        }
+    }
 }
 
 impl PollLink {
@@ -70,7 +100,8 @@ impl PollLink {
             }),
             news: Notify::new(),
             life: Notify::new(),
-            budget: Arc::new(Semaphore::new(TUNING.relay_budget)),
+            requests: Arc::new(Semaphore::new(TUNING.relay_budget)),
+            answers: Arc::new(Semaphore::new(TUNING.relay_budget)),
             max_in_flight,
         }))
     }
@@ -96,9 +127,19 @@ impl PollLink {
         self.0.news.notify_waiters();
     }
 
-    /// Room for so many octets in memory, if they are more than what is always taken; none if there is none now.
-    pub fn budget(&self, octets: usize) -> Option<Option<OwnedSemaphorePermit>> {
-        json::room(&self.0.budget, octets)
+    /// Room for so many octets of an answer in memory, if they are more than what is always taken; none if there is none.
+    /// Apps that do not know that they should send again wait for it.
+    pub async fn budget(&self, octets: usize) -> Option<Option<OwnedSemaphorePermit>> {
+        let now = json::room(&self.0.answers, octets);
+        if now.is_some() || self.0.lock().queue.capabilities.parts {
+            return now;
+        }
+        let permits = u32::try_from(octets).ok()?;
+        Arc::clone(&self.0.answers)
+            .acquire_many_owned(permits)
+            .await
+            .ok()
+            .map(Some)
     }
 
     /// What there is for the bridge: at once if there is something, else when something comes, or nothing after `wait`.
@@ -133,12 +174,15 @@ impl PollLink {
     pub async fn body_part(&self, id: &str, n: u32, wait: Duration) -> Result<Part, Refusal> {
         self.note_contact();
         let (number, pending) = self.find(id)?;
-        let fetching = async {
-            let mut upload = pending.upload.lock().await;
-            upload.part(n, wait).await
-        };
+        let deadline = Instant::now() + wait;
+        // Another fetch of the part may be waiting, perhaps over a connection that is dead.
+        let fetching = timeout_at(deadline, pending.upload.lock());
+        let fetching = fetching.map_err(|_| Refusal::NoRoom).and_then(async |mut upload| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            Ok(upload.part(n, left).await)
+        });
         let part = tokio::select! {
-            part = fetching => part,
+            part = fetching => part?,
             () = pending.over.cancelled() => return Err(Refusal::Gone),
         };
         match part {
@@ -155,7 +199,7 @@ impl PollLink {
     ///
     /// # Errors
     /// [`Refusal`].
-    pub async fn take_head(&self, id: &str, message: &[u8], mut head: Head) -> Result<(), Refusal> {
+    pub fn take_head(&self, id: &str, message: &[u8], mut head: Head) -> Result<(), Refusal> {
         self.note_contact();
         let Some((number, pending)) = self.find_or_finished(id)? else {
             return Ok(());
@@ -165,28 +209,31 @@ impl PollLink {
                 head.response.status(),
                 StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
             );
-        if !self.0.lock().queue.capabilities.parts && !bodiless {
-            // What an app says of the body may be of before its own library decoded it.
+        let whole = !bodiless && !head.more;
+        if !self.0.lock().queue.capabilities.parts && whole {
+            // What an app says of the length may be of the body before its own library decoded it.
             let length = HeaderValue::from(head.bytes.len());
             head.response.headers_mut().insert(CONTENT_LENGTH, length);
             head.response.headers_mut().remove(CONTENT_ENCODING);
         }
-        let taken = pending.answer.lock().await.take_head(message, head, bodiless);
-        self.conclude(number, taken?);
-        Ok(())
+        if !head.has_true_length(whole) {
+            return Err(Refusal::WrongLength);
+        }
+        let conclude = || self.0.finish(number, Finished::Answered);
+        Ok(pending.answer().take_head(message, head, bodiless, conclude)?)
     }
 
     /// Fails an exchange for which the bridge has an error instead of an answer.
     ///
     /// # Errors
     /// [`Refusal`].
-    pub async fn take_error(&self, id: &str, error: ExchangeError) -> Result<(), Refusal> {
+    pub fn take_error(&self, id: &str, error: ExchangeError) -> Result<(), Refusal> {
         self.note_contact();
         let Some((number, pending)) = self.find_or_finished(id)? else {
             return Ok(());
         };
-        pending.answer.lock().await.fail(error);
-        self.conclude(number, Taken::Last);
+        self.0.finish(number, Finished::Answered);
+        pending.answer().fail(error);
         Ok(())
     }
 
@@ -199,20 +246,19 @@ impl PollLink {
         let Some((number, pending)) = self.find_or_finished(id)? else {
             return Ok(None);
         };
-        let locking = tokio::time::timeout(TUNING.room, Arc::clone(&pending.answer).lock_owned());
-        let answer = tokio::select! {
-            answer = locking => answer.map_err(|_| Refusal::NoRoom)?,
-            () = pending.over.cancelled() => return Err(self.after(number)),
+        let place = pending.answer().place(n)?;
+        let Some(place) = place else {
+            return Ok(None);
         };
-        let room = tokio::select! {
-            room = answer.room(n) => room?,
+        tokio::select! {
+            room = place.room() => room?,
             () = pending.over.cancelled() => return Err(self.after(number)),
-        };
-        Ok(room.map(|room| PartRoom {
+        }
+        Ok(Some(PartRoom {
             link: self.clone(),
             number,
-            room,
-            answer,
+            pending,
+            part: n,
         }))
     }
 
@@ -222,55 +268,13 @@ impl PollLink {
     /// [`Refusal`].
     pub fn abort(&self, id: &str) -> Result<(), Refusal> {
         self.note_contact();
-        if let Some((number, _)) = self.find_or_finished(id)? {
+        if let Some((number, pending)) = self.find_or_finished(id)? {
             self.0.finish(number, Finished::Answered);
+            pending
+                .answer()
+                .fail(ExchangeError::Gone("the answer broke off".into()));
         }
         Ok(())
-    }
-
-    /// Resolves when the link is lost: no contact for too long, or ended.
-    pub async fn lost(&self) -> Loss {
-        loop {
-            let mut change = std::pin::pin!(self.0.life.notified());
-            change.as_mut().enable();
-            let (deadline, loss) = {
-                let state = self.0.lock();
-                if state.ending.is_some() {
-                    return Loss::Ended;
-                }
-                if state.queue.len() == 0 {
-                    (state.last_contact + TUNING.gone, Loss::Gone)
-                } else {
-                    (state.last_contact.max(state.busy_since) + TUNING.silent, Loss::Silent)
-                }
-            };
-            tokio::select! {
-                () = change => {}
-                () = sleep_until(deadline) => return loss,
-            }
-        }
-    }
-
-    /// Resolves once there was contact lately, with true; or when the bridge is gone, or the link ended, with false.
-    pub async fn contact(&self) -> bool {
-        loop {
-            let mut change = std::pin::pin!(self.0.life.notified());
-            change.as_mut().enable();
-            let last = {
-                let state = self.0.lock();
-                if state.ending.is_some() {
-                    return false;
-                }
-                state.last_contact
-            };
-            if last.elapsed() < TUNING.silent {
-                return true;
-            }
-            tokio::select! {
-                () = change => {}
-                () = sleep_until(last + TUNING.gone) => return false,
-            }
-        }
     }
 
     /// Fails everything that is in flight.
@@ -310,12 +314,6 @@ impl PollLink {
         }
     }
 
-    fn conclude(&self, number: u64, taken: Taken) {
-        if taken == Taken::Last {
-            self.0.finish(number, Finished::Answered);
-        }
-    }
-
     async fn exchange(&self, request: Request<Body>) -> Result<Response<Body>, ExchangeError> {
         if headers::is_upgrade(request.headers()) {
             return Err(ExchangeError::Refused {
@@ -324,7 +322,7 @@ impl PollLink {
             });
         }
         let capabilities = self.0.lock().queue.capabilities;
-        let (pending, answered) = Pending::new(request, capabilities, &self.0.budget).await?;
+        let (pending, answered) = Pending::new(request, capabilities, &self.0.requests).await?;
         let guard = Guard {
             shared: Arc::clone(&self.0),
             number: self.0.enqueue(pending)?,
@@ -354,23 +352,23 @@ impl PollLink {
     }
 }
 
-/// Room for a part of an answer; nobody else brings parts meanwhile.
+/// There was room for a part of an answer. It is not kept: of several copies of a part on their way, the first that arrives is
+/// taken, and one that hangs is in nobody's way.
 pub struct PartRoom {
     link: PollLink,
     number: u64,
-    room: Room,
-    answer: OwnedMutexGuard<Answer>,
+    pending: Arc<Pending>,
+    part: u32,
 }
 
 impl PartRoom {
     /// Brings the part; `end` with the trailers, on the last one.
     ///
     /// # Errors
-    /// [`Refusal::WrongLength`].
-    pub fn fill(mut self, bytes: Bytes, end: Option<Option<HeaderMap>>) -> Result<(), Refusal> {
-        let taken = self.answer.take_part(self.room, bytes, end)?;
-        self.link.conclude(self.number, taken);
-        Ok(())
+    /// [`Refusal`].
+    pub fn fill(self, bytes: Bytes, end: Option<Option<HeaderMap>>) -> Result<(), Refusal> {
+        let conclude = || self.link.0.finish(self.number, Finished::Answered);
+        Ok(self.pending.answer().take_part(self.part, bytes, end, conclude)?)
     }
 }
 

@@ -209,6 +209,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> JsonDriver<S> {
     fn take(&mut self, message: Option<Result<Message, Error>>) -> Result<Option<Message>, (u16, String)> {
         let message = match message {
             None => return Err((close::NORMAL, "end of file".to_owned())),
+            Some(Err(error @ Error::Utf8(_))) => return Err((close::NOT_CONSISTENT, error.to_string())),
             Some(Err(error)) => return Err((close::PROTOCOL, error.to_string())),
             Some(Ok(message)) => message,
         };
@@ -224,8 +225,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> JsonDriver<S> {
     fn take_text(&mut self, text: &str) -> Result<Option<Message>, (u16, String)> {
         let value: serde_json::Value =
             serde_json::from_str(text).map_err(|_| (close::NOT_CONSISTENT, "a text that is not JSON".to_owned()))?;
+        // If it cannot be read as the answer it is, its exchange has failed: nothing else will come.
+        let failed = (value["type"] == "http_response" || value["type"] == "error")
+            .then(|| value["id"].as_str().map(str::to_owned))
+            .flatten();
         let Ok(message) = serde_json::from_value::<FromApp>(value) else {
             tracing::debug!("an app sent a message that cannot be read");
+            if let Some(id) = failed {
+                let error = ExchangeError::Protocol("an answer that cannot be read".to_owned());
+                self.shared.answer(&id, |_| Err(error));
+            }
             return Ok(None);
         };
         match message {

@@ -8,6 +8,7 @@ pub(crate) mod process;
 #[cfg(target_os = "linux")]
 pub(crate) mod programs;
 pub(crate) mod proxy;
+pub(crate) mod raw_bridge;
 pub(crate) mod relay;
 pub(crate) mod tls;
 pub(crate) mod upstream;
