@@ -133,7 +133,7 @@ async fn begin(relay: SocketAddr, number: usize, together: usize, transport: Tra
         loop {
             tokio::select! {
                 event = driver.next() => match event {
-                    Event::Stream(stream) => drop(streams.spawn(answer(stream, Arc::clone(&exchange)))),
+                    Event::Stream(stream) => drop(streams.spawn(answer(stream, Arc::clone(&exchange), Arc::default()))),
                     Event::Text(_) => {}
                     Event::Ended(_) => return,
                 },

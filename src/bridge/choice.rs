@@ -5,8 +5,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::transport::backoff::jitter;
+
 /// A link that lived shorter was cut.
 const SHORT: Duration = Duration::from_secs(20);
+/// Polling that has not reached the relay for so long is no better than WebSocket.
+const AWAY: Duration = Duration::from_secs(20);
 /// After so many short ones in a row, WebSocket is taken for blocked.
 const CUTS: u32 = 4;
 
@@ -71,19 +75,21 @@ pub struct Choice {
     cuts: u32,
     retry: Duration,
     retry_at: Option<Instant>,
+    poll_away: bool,
 }
 
 impl Choice {
-    /// Nothing is known but what the owner wants; `blocked` is what was known of this network the last time.
-    pub fn new(mode: Mode, timing: Timing, blocked: Option<String>) -> Self {
+    /// Nothing is known but what the owner wants.
+    pub fn new(mode: Mode, timing: Timing) -> Self {
         Self {
             mode,
             timing,
             offered: vec![Transport::Ws, Transport::Poll],
-            blocked,
+            blocked: None,
             cuts: 0,
             retry: timing.retry_first,
             retry_at: None,
+            poll_away: false,
         }
     }
 
@@ -130,6 +136,29 @@ impl Choice {
         self.retry = (self.retry * 2).min(self.timing.retry_most);
     }
 
+    /// The reason is another, as turned out meanwhile.
+    pub fn set_blocked(&mut self, why: String) {
+        self.blocked = Some(why);
+    }
+
+    /// WebSocket could not be tried: not before the next time.
+    pub fn postpone(&mut self, wait: impl Fn(Duration) -> Duration) {
+        self.retry_at = Some(Instant::now() + wait(self.retry));
+    }
+
+    /// Polling does not reach the relay, or does again: then WebSocket is tried even where the relay prefers polling.
+    pub fn poll_away(&mut self, away: bool) {
+        self.poll_away = away;
+        if away {
+            self.retry_at = Some(Instant::now() + AWAY);
+        }
+    }
+
+    /// The relay does not offer what it offered: nothing is known of it.
+    pub fn forget_offer(&mut self) {
+        self.offered = vec![Transport::Ws, Transport::Poll];
+    }
+
     /// Polling is used: WebSocket is tried again when its time has come.
     pub fn polling(&mut self, wait: impl Fn(Duration) -> Duration) {
         if self.retry_at.is_none() {
@@ -141,6 +170,7 @@ impl Choice {
     pub fn ws_worked(&mut self) {
         self.blocked = None;
         self.retry_at = None;
+        self.poll_away = false;
     }
 
     /// A WebSocket link was lost after it had lived for so long.
@@ -152,14 +182,18 @@ impl Choice {
         }
         self.cuts += 1;
         if self.cuts >= CUTS && self.mode == Mode::Auto && self.offers(Transport::Poll) {
-            self.cuts = 0;
-            self.blocked = Some("WebSocket blocked: its connections are cut again and again".to_owned());
+            // One more that is cut is enough, until one has lived.
+            self.cuts = CUTS - 1;
+            self.ws_failed(
+                "WebSocket blocked: its connections are cut again and again".to_owned(),
+                jitter,
+            );
         }
     }
 
     /// When WebSocket is to be tried beside polling; never, if none.
     pub fn retry_at(&self) -> Option<Instant> {
-        (self.mode == Mode::Auto && self.preferred() == Transport::Ws)
+        (self.mode == Mode::Auto && (self.poll_away || self.preferred() == Transport::Ws))
             .then_some(self.retry_at)
             .flatten()
     }
@@ -209,7 +243,7 @@ mod tests {
     use super::*;
 
     fn auto() -> Choice {
-        Choice::new(Mode::Auto, Timing::default(), None)
+        Choice::new(Mode::Auto, Timing::default())
     }
 
     fn names(names: &[&str]) -> Vec<String> {
@@ -257,7 +291,7 @@ mod tests {
         assert!(!choice.steer(&names(&["ws", "poll"]), Transport::Poll));
         assert_eq!(choice.retry_at(), Some(Instant::now()));
         assert!(!choice.steer(&names(&["quic"]), Transport::Poll));
-        let mut fixed = Choice::new(Mode::Only(Transport::Ws), Timing::default(), None);
+        let mut fixed = Choice::new(Mode::Only(Transport::Ws), Timing::default());
         assert!(!fixed.steer(&names(&["poll"]), Transport::Ws));
         assert_eq!(fixed.first(), Transport::Ws);
     }
@@ -275,7 +309,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_remembered_of_a_network_is_tried_first_there() {
-        let mut choice = Choice::new(Mode::Auto, Timing::default(), Some("WebSocket blocked: x".into()));
+        let mut choice = auto();
+        choice.network_changed(Some("WebSocket blocked: x".into()));
         assert_eq!(choice.first(), Transport::Poll);
         choice.polling(|wait| wait);
         choice.network_changed(None);

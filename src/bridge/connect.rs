@@ -16,6 +16,9 @@ use crate::token::Secret;
 use crate::transport::attach::ConnectError;
 use crate::transport::backoff::jitter;
 
+/// A longer reason is cut before it is told to the relay, characters.
+const LONGEST_REASON: usize = 200;
+
 impl Bridge {
     /// One try to connect.
     pub(super) async fn connect_once(&mut self) -> Result<Uplink, Failed> {
@@ -57,9 +60,22 @@ impl Bridge {
                             self.choice = before;
                             return Ok(fresh.begin(&mut self.links));
                         }
-                        Err(_) => self.poll(token).await,
+                        Err(error) => {
+                            self.choice.set_blocked(error.why_not_websocket());
+                            self.poll(token).await
+                        }
                     },
-                    polled = self.poll(token.clone()) => polled,
+                    polled = self.poll(token.clone()) => match polled {
+                        Ok(uplink) => Ok(uplink),
+                        // WebSocket may be slow and still come.
+                        Err(error) => match ws.await {
+                            Ok(fresh) => {
+                                self.choice = before;
+                                return Ok(fresh.begin(&mut self.links));
+                            }
+                            Err(_) => Err(error),
+                        },
+                    },
                 };
                 return polled.inspect_err(|_| self.choice = before);
             }
@@ -72,6 +88,10 @@ impl Bridge {
             Ok(uplink) => return Ok(uplink),
             Err(error) => error,
         };
+        if error.is_of_transport() {
+            // What the relay offered once is not what it offers now.
+            self.choice.forget_offer();
+        }
         let elsewhere = !error.is_final() && !matches!(error, ConnectError::Dial(_));
         if !(elsewhere && self.choice.may_try(Transport::Ws)) {
             return Err(error);
@@ -98,6 +118,7 @@ impl Bridge {
     /// would take each other's requests.
     async fn poll(&mut self, token: Secret) -> Result<Uplink, ConnectError> {
         let reason = self.choice.why_polling();
+        let reason = reason.map(|why| why.chars().take(LONGEST_REASON).collect());
         let left = self.older.iter().position(|older| older.to_rejoin().is_some());
         let Some(poller) = left.and_then(|at| self.older[at].to_rejoin()) else {
             let fresh = self.connector.poll(token, reason).await?;

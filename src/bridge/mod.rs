@@ -47,7 +47,7 @@ const REFUSED_FOR: Duration = Duration::from_secs(600);
 const OLDER_LINKS: usize = 4;
 /// How long a bridge that stops lets its exchanges finish.
 const GRACE: Duration = Duration::from_secs(30);
-/// How long the relay may take to hear that the bridge stops.
+/// How long the goodbye is waited for even by a bridge that is to end at once.
 const GOODBYE: Duration = Duration::from_millis(500);
 /// A link that was left sooner than this was no success.
 const SHORT: Duration = Duration::from_secs(1);
@@ -93,7 +93,7 @@ pub async fn run(config: Config, status: Arc<Status>, shutdown: Shutdown) -> Res
     });
     let mut bridge = Bridge {
         connector,
-        choice: Choice::new(config.transport, config.timing, None),
+        choice: Choice::new(config.transport, config.timing),
         memory: Memory::open(config.memory),
         credential: Credential::new(config.token),
         pace: Pace::new(TUNING.ping_interval),
@@ -111,9 +111,17 @@ pub async fn run(config: Config, status: Arc<Status>, shutdown: Shutdown) -> Res
         never = local.tend() => match never {},
         () = shutdown.draining() => {}
     }
-    bridge.say_goodbye().await;
+    let current = bridge.current.take();
+    let mut goodbye = std::pin::pin!(say_goodbye(current.as_ref()));
+    let said = timeout(GOODBYE, &mut goodbye).await.is_ok();
+    let finish = async {
+        if !said {
+            goodbye.await;
+        }
+        bridge.finish().await;
+    };
     tokio::select! {
-        () = bridge.finish() => {}
+        () = finish => {}
         () = sleep(GRACE) => {}
         () = shutdown.ended() => {}
     }
@@ -172,9 +180,12 @@ impl Bridge {
                 Some(fresh) => Ok(fresh.begin(&mut self.links)),
                 None => {
                     self.status.enter(Phase::Connecting);
+                    let known = self.choice.clone();
                     tokio::select! {
                         connected = self.connect_once() => connected,
                         change = network.changed(false) => {
+                            // What a try found that was given up counts for nothing.
+                            self.choice = known;
                             self.begin_anew(change, network).await;
                             continue;
                         }
@@ -246,7 +257,11 @@ impl Bridge {
                         break next;
                     }
                 }
-                Occurrence::Retry => attempt = self.try_ws(),
+                Occurrence::Retry => {
+                    attempt = self.try_ws();
+                    // Not again at once, whatever becomes of it.
+                    self.choice.postpone(jitter);
+                }
                 Occurrence::Tried(outcome) => {
                     attempt = None;
                     if let Some(fresh) = self.judge_attempt(outcome) {
@@ -254,7 +269,11 @@ impl Bridge {
                     }
                 }
                 Occurrence::Tick => {
-                    if next_survival <= Instant::now() {
+                    let over_ws = self
+                        .current
+                        .as_ref()
+                        .is_some_and(|uplink| uplink.transport == Transport::Ws);
+                    if over_ws && next_survival <= Instant::now() {
                         self.pace.survived();
                         next_survival = Instant::now() + self.pace.current();
                     }
@@ -338,10 +357,12 @@ impl Bridge {
             }
             Happening::Steer(_) => Ok(None),
             Happening::Away(why) => {
+                self.choice.poll_away(true);
                 self.tell_away(why);
                 Ok(None)
             }
             Happening::Back => {
+                self.choice.poll_away(false);
                 tracing::info!("connected again");
                 self.last_why = None;
                 self.status.enter(connected(uplink, self.why(transport)));
@@ -405,7 +426,9 @@ impl Bridge {
             }
             Err(error) => {
                 tracing::debug!("WebSocket does not work yet: {error}");
-                self.choice.ws_failed(error.why_not_websocket(), jitter);
+                if error.is_of_transport() {
+                    self.choice.ws_failed(error.why_not_websocket(), jitter);
+                }
                 None
             }
         }
@@ -423,16 +446,15 @@ impl Bridge {
         }
     }
 
-    /// Asks the relay for no more work; it ends the link once everything in flight, and on its way here, is finished.
-    async fn say_goodbye(&mut self) {
-        if let Some(uplink) = self.current.take() {
-            // A relay that does not answer finds out by itself.
-            let _ = timeout(GOODBYE, uplink.drain()).await;
-        }
-    }
-
     async fn finish(&mut self) {
         while self.links.join_next().await.is_some() {}
+    }
+}
+
+/// Asks the relay for no more work; it ends the link once everything in flight, and on its way here, is finished.
+async fn say_goodbye(uplink: Option<&Uplink>) {
+    if let Some(uplink) = uplink {
+        uplink.drain().await;
     }
 }
 

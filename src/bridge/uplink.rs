@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::choice::Transport;
 use crate::token::Secret;
@@ -120,12 +120,20 @@ impl Connector {
             mux.set_ping_interval(ping_interval);
             let (sender, happenings) = mpsc::channel(16);
             let exchange = Arc::clone(&connector.exchange);
+            let ready = Arc::new(Notify::new());
+            let mut driver = drive(mux.clone(), driver, exchange, sender, Arc::clone(&ready)).boxed();
+            // The relay's own request must have crossed the link: an answer of 101 proves nothing.
+            tokio::select! {
+                () = ready.notified() => {}
+                () = &mut driver => return Err(ConnectError::Broken("the link ended".into())),
+                () = sleep(HANDSHAKE_TIMEOUT) => return Err(ConnectError::Broken("nothing crosses it".into())),
+            }
             Ok(Fresh {
                 transport: Transport::Ws,
-                handle: Handle::Ws(mux.clone()),
+                handle: Handle::Ws(mux),
                 welcome,
                 happenings,
-                driver: drive(mux, driver, exchange, sender).boxed(),
+                driver,
             })
         }
         .boxed()
@@ -252,6 +260,7 @@ impl From<poll::Event> for Happening {
             poll::Event::Away(why) => Self::Away(why),
             poll::Event::Back => Self::Back,
             poll::Event::Drain => Self::Drain,
+            poll::Event::Steer(transports) => Self::Steer(transports),
             poll::Event::Ended(end) => Self::Ended(match end {
                 poll::End::Replaced => Ended::Replaced,
                 poll::End::Refused(error) => Ended::Refused(error),
@@ -275,7 +284,13 @@ fn ended(end: &mux::End, mux: &Mux) -> Ended {
 }
 
 /// Drives a WebSocket link to its end; every stream is answered by a task of its own.
-async fn drive(mux: Mux, mut driver: Driver<Stream>, exchange: Arc<dyn Exchange>, happenings: mpsc::Sender<Happening>) {
+async fn drive(
+    mux: Mux,
+    mut driver: Driver<Stream>,
+    exchange: Arc<dyn Exchange>,
+    happenings: mpsc::Sender<Happening>,
+    ready: Arc<Notify>,
+) {
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {
@@ -283,7 +298,7 @@ async fn drive(mux: Mux, mut driver: Driver<Stream>, exchange: Arc<dyn Exchange>
             event = driver.next() => {
                 let happening = match event {
                     mux::Event::Stream(stream) => {
-                        streams.spawn(answer(stream, Arc::clone(&exchange)));
+                        streams.spawn(answer(stream, Arc::clone(&exchange), Arc::clone(&ready)));
                         continue;
                     }
                     mux::Event::Text(text) => match Control::parse(&text) {

@@ -223,7 +223,7 @@ async fn run(
     };
     let bridge = &session.identity;
     tracing::info!(user = %bridge.user, bridge = %bridge.name, transport = "ws", "bridge connected");
-    if transports.first().is_some_and(|preferred| preferred != "ws") {
+    if !transports.is_empty() {
         link.send(&Control::Steer { transports });
     }
     let mut owner = owner;

@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -30,15 +31,76 @@ pub enum Encoding {
 }
 
 /// Header fields in JSON: a string each, or an array of strings for one that is repeated.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Fields(BTreeMap<String, Values>);
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 enum Values {
     One(String),
     Many(Vec<String>),
+}
+
+/// More fields, or values of one, are not read: none of them is worth its memory.
+const MOST_FIELDS: usize = 512;
+
+impl<'de> Deserialize<'de> for Values {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ValuesVisitor)
+    }
+}
+
+struct ValuesVisitor;
+
+impl<'de> Visitor<'de> for ValuesVisitor {
+    type Value = Values;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a string or a list of strings")
+    }
+
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<Values, E> {
+        Ok(Values::One(value.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Values, A::Error> {
+        let mut values = Vec::new();
+        while let Some(value) = list.next_element()? {
+            values.push(value);
+            if values.len() > MOST_FIELDS {
+                return Err(de::Error::custom("too many values of one header field"));
+            }
+        }
+        Ok(Values::Many(values))
+    }
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(FieldsVisitor)
+    }
+}
+
+struct FieldsVisitor;
+
+impl<'de> Visitor<'de> for FieldsVisitor {
+    type Value = Fields;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object of header fields")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+        let mut fields = BTreeMap::new();
+        while let Some((name, values)) = map.next_entry()? {
+            fields.insert(name, values);
+            if fields.len() > MOST_FIELDS {
+                return Err(de::Error::custom("too many header fields"));
+            }
+        }
+        Ok(Fields(fields))
+    }
 }
 
 /// What cannot be read.
@@ -114,6 +176,22 @@ pub fn encode_body(body: &[u8]) -> (Option<String>, Option<Encoding>) {
         Ok(text) => (Some(text.to_owned()), Some(Encoding::Utf8)),
         Err(_) => (Some(BASE64.encode(body)), Some(Encoding::Base64)),
     }
+}
+
+/// The same, but text that is mostly escapes in base64 too: the shorter of both.
+pub fn encode_body_short(body: &[u8]) -> (Option<String>, Option<Encoding>) {
+    let escaped: usize = body
+        .iter()
+        .map(|byte| match byte {
+            b'"' | b'\\' | b'\n' | b'\r' | b'\t' => 2,
+            0..0x20 => 6,
+            _ => 1,
+        })
+        .sum();
+    if escaped > body.len() / 3 * 4 + 4 {
+        return (Some(BASE64.encode(body)), Some(Encoding::Base64));
+    }
+    encode_body(body)
 }
 
 /// Reads a body.

@@ -19,6 +19,7 @@ mod encryption;
 mod hostile;
 mod integrity;
 mod isolation;
+mod lasting;
 mod leaving;
 mod limits;
 mod policy;

@@ -60,7 +60,13 @@ pub(crate) async fn chat_is_whole(caller: &mut Caller, name: &str) -> bool {
 #[tokio::test]
 async fn two_hundred_cuts_of_its_connections_lose_nothing_of_fifty_chats() {
     let relay = TestRelay::start().await;
-    let upstream = Upstream::serving(chatty).await;
+    let served = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = std::sync::Arc::clone(&served);
+    let upstream = Upstream::serving(move |request| {
+        counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        chatty(request)
+    })
+    .await;
     let proxy = ChaosProxy::to(relay.address, Duration::ZERO).await;
     let bridge = TestBridge::between(proxy.address, upstream.address)
         .transport(Transport::Poll)
@@ -92,6 +98,9 @@ async fn two_hundred_cuts_of_its_connections_lose_nothing_of_fifty_chats() {
     done.add_permits(1);
     let counts = until_done(chats).await;
     assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
+    // None was carried out twice.
+    let served = served.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(served, counts.iter().sum::<usize>());
     drop(bridge);
 }
 

@@ -3,13 +3,13 @@
 
 mod routes;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderValue};
-use serde_json::Value;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::Instant;
 
 use super::Relay;
 use super::auth;
@@ -18,12 +18,15 @@ use super::registry::{Identity, Session};
 use super::session::{token_end, too_many_bridges};
 use crate::random;
 use crate::transport::headers::TUNNEL_INSTANCE;
+use crate::transport::poll::TUNING;
 use crate::transport::poll::relay::{Loss, PollLink};
 use crate::transport::poll::wire::{Capabilities, Register};
 use crate::transport::{Ending, Link, is_bridge_name, is_bridge_name_character};
 
 pub use routes::answer;
 
+/// Messages of one bridge that are read at once.
+const POSTS: usize = 512;
 /// The longest text that a bridge says of itself, characters.
 const LONGEST_TEXT: usize = 256;
 
@@ -31,6 +34,8 @@ const LONGEST_TEXT: usize = 256;
 #[derive(Default)]
 pub struct Pollers {
     entries: Mutex<HashMap<String, Arc<Entry>>>,
+    /// Processes that gave way to another of the same bridge, the newest last: they must not come back and throw that one out.
+    replaced: Mutex<VecDeque<Replaced>>,
     /// Told when one is gone.
     left: Notify,
 }
@@ -54,10 +59,43 @@ struct Entry {
     /// Tells the entry's task of another session.
     renewed: Notify,
     owner: watch::Sender<auth::Identity>,
-    providers: Mutex<Option<(Value, SystemTime)>>,
+    /// JSON as it was reported, and when.
+    providers: Mutex<Option<(String, SystemTime)>>,
+    /// Bounds the messages that are read at once.
+    posts: Semaphore,
 }
 
+struct Replaced {
+    bridge_id: String,
+    instance: String,
+    at: Instant,
+}
+
+/// Processes that gave way are remembered for as long as a bridge may be silent, and so many of them.
+const REMEMBERED: usize = 4096;
+
 impl Pollers {
+    fn is_replaced(&self, bridge_id: &str, instance: &[u8]) -> bool {
+        let mut replaced = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
+        while replaced.front().is_some_and(|oldest| oldest.at.elapsed() > TUNING.gone) {
+            replaced.pop_front();
+        }
+        let same = |other: &Replaced| other.bridge_id == bridge_id && other.instance.as_bytes() == instance;
+        replaced.iter().any(same)
+    }
+
+    fn note_replaced(&self, entry: &Entry) {
+        let mut replaced = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
+        replaced.push_back(Replaced {
+            bridge_id: entry.bridge_id.clone(),
+            instance: entry.instance.clone(),
+            at: Instant::now(),
+        });
+        if replaced.len() > REMEMBERED {
+            replaced.pop_front();
+        }
+    }
+
     /// Resolves once no bridge is registered.
     pub async fn finished(&self) {
         loop {
@@ -77,13 +115,17 @@ impl Pollers {
             .get(bridge_id)
             .filter(|entry| entry.user == owner.user)
             .cloned();
-        let entry =
-            entry.ok_or_else(|| Error::new(Code::NotFound, "no bridge of this id is registered; register it"))?;
         let instance = headers.get(TUNNEL_INSTANCE).map(HeaderValue::as_bytes);
-        if instance.is_some_and(|instance| instance != entry.instance.as_bytes()) {
-            return Err(Error::new(Code::Replaced, "another process of this bridge took over"));
+        let other = |entry: &Arc<Entry>| instance.is_some_and(|instance| instance != entry.instance.as_bytes());
+        match entry {
+            Some(entry) if other(&entry) => Err(took_over()),
+            Some(entry) => Ok(entry),
+            None if instance.is_some_and(|instance| self.is_replaced(bridge_id, instance)) => Err(took_over()),
+            None => Err(Error::new(
+                Code::NotFound,
+                "no bridge of this id is registered; register it",
+            )),
         }
-        Ok(entry)
     }
 
     fn remove(&self, entry: &Arc<Entry>) {
@@ -101,6 +143,10 @@ impl Pollers {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Entry>>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn took_over() -> Error {
+    Error::new(Code::Replaced, "another process of this bridge took over")
 }
 
 impl Entry {
@@ -168,6 +214,9 @@ fn register(relay: &Arc<Relay>, owner: auth::Identity, client: Register) -> Resu
     let bridge_id = relay.tokens.bridge_id(&owner.user, client_id);
     let capabilities = Capabilities::of(client.capabilities.as_deref().unwrap_or_default());
     let instance = client.instance.clone().unwrap_or_default();
+    if relay.pollers.is_replaced(&bridge_id, instance.as_bytes()) {
+        return Err(took_over());
+    }
     let mut entries = relay.pollers.lock();
     let same = entries
         .get(&bridge_id)
@@ -193,6 +242,7 @@ fn register(relay: &Arc<Relay>, owner: auth::Identity, client: Register) -> Resu
                 renewed: Notify::new(),
                 owner: watch::Sender::new(owner),
                 providers: Mutex::new(None),
+                posts: Semaphore::new(POSTS),
             });
             (entry, true)
         }
@@ -283,7 +333,7 @@ async fn attend(relay: Arc<Relay>, entry: Arc<Entry>) {
                 tracing::info!(bridge = %session.identity.name, "bridge not heard of; what was in flight failed");
                 let back = tokio::select! {
                     back = entry.link.contact() => back,
-                    () = relay.shutdown.ended() => false,
+                    () = relay.shutdown.draining() => false,
                 };
                 if !back || admit(&relay, &entry).is_err() {
                     break "not heard of any more";
@@ -291,7 +341,9 @@ async fn attend(relay: Arc<Relay>, entry: Arc<Entry>) {
             }
         }
     };
-    entry.link.end(Ending::Done);
+    if entry.link.end_with(Ending::Done) == Ending::Replaced && !entry.instance.is_empty() {
+        relay.pollers.note_replaced(&entry);
+    }
     relay.pollers.remove(&entry);
     if let Some(session) = entry.session() {
         relay.registry.remove(&session);

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Entry, register};
+use super::{Entry, register, took_over};
 use crate::relay::Relay;
 use crate::relay::auth;
 use crate::relay::error::{Code, Error};
@@ -267,7 +267,7 @@ async fn providers(entry: &Entry, request: Request<Incoming>) -> Result<Response
         .map(Value::take)
         .filter(|providers| providers.as_array().is_some_and(|list| list.len() <= PROVIDERS))
         .ok_or_else(|| bad(&format!("missing: providers, a list of at most {PROVIDERS}")))?;
-    *entry.providers.lock().unwrap_or_else(PoisonError::into_inner) = Some((providers, SystemTime::now()));
+    *entry.providers.lock().unwrap_or_else(PoisonError::into_inner) = Some((providers.to_string(), SystemTime::now()));
     Ok(ok(
         &json!({"success": true, "message": "Provider status updated", "timestamp": timestamp(SystemTime::now())}),
     ))
@@ -279,7 +279,10 @@ fn status(entry: &Entry) -> Response<Body> {
     let client = entry.client();
     let session = entry.session();
     let reported = entry.providers.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let (providers, reported) = reported.map_or((json!([]), None), |(list, at)| (list, Some(timestamp(at))));
+    let (providers, reported) = reported.map_or((json!([]), None), |(list, at)| {
+        let list: Value = serde_json::from_str(&list).unwrap_or_default();
+        (list, Some(timestamp(at)))
+    });
     ok(&json!({
         "bridgeId": entry.bridge_id,
         "status": if silence < TUNING.gone { "connected" } else { "disconnected" },
@@ -307,6 +310,12 @@ async fn read(
     if length.is_some_and(|length| length > most) {
         return Err(too_large(most));
     }
+    let _post = entry.posts.try_acquire().map_err(|_| {
+        Error::new(
+            Code::NoRoom,
+            "too many messages of this bridge are on their way; send it again",
+        )
+    })?;
     let room = tokio::time::timeout(TIMEOUT, entry.link.budget(length.unwrap_or(most))).await;
     let permit = room
         .ok()
@@ -362,7 +371,7 @@ fn refused(refusal: Refusal) -> Error {
         Refusal::OutOfOrder { next } => bad(&format!("part {next} is to come next")),
         Refusal::SecondHead => bad("this exchange has another head already"),
         Refusal::WrongLength => bad("content-length is not the length of the body"),
-        Refusal::Ended(Ending::Replaced) => Error::new(Code::Replaced, "another process of this bridge took over"),
+        Refusal::Ended(Ending::Replaced) => took_over(),
         Refusal::Ended(_) => Error::new(Code::NotFound, "this bridge is not registered any more; register it"),
     }
 }

@@ -23,6 +23,10 @@ use crate::transport::backoff::Backoff;
 use crate::transport::dial::{Dialer, RelayUrl};
 use crate::transport::pace::Pace;
 
+/// Nothing went out and nothing came in for so long: connections are dead, not slow.
+const DEAD: Duration = Duration::from_secs(4);
+/// Exchanges at once; more than this no relay may ask of a desktop.
+const MOST_EXCHANGES: usize = 4096;
 /// Ids remembered, so that a request delivered twice is answered once.
 const REMEMBERED: usize = 1024;
 /// An empty answer sooner than this is no answer to a long poll.
@@ -37,6 +41,8 @@ pub enum Event {
     Away(String),
     /// It can again.
     Back,
+    /// The relay says which transports it offers, the one it prefers first.
+    Steer(Vec<String>),
     /// The relay asks to be left: connect anew, while what is in flight finishes here.
     Drain,
     /// It is over.
@@ -159,11 +165,9 @@ pub struct Driver {
     handles: HashMap<String, AbortHandle>,
     known: VecDeque<String>,
     acknowledged: Option<u64>,
-    /// Why the relay could not be reached, if it cannot.
+    /// Polls in a row that came to nothing.
     failures: u32,
     away: bool,
-    /// When the relay last answered a poll.
-    reached: Instant,
 }
 
 /// Registers with the relay.
@@ -222,7 +226,6 @@ pub async fn register(
         acknowledged: None,
         failures: 0,
         away: false,
-        reached: Instant::now(),
     };
     Ok((Poller(shared), driver, welcome))
 }
@@ -336,7 +339,7 @@ impl Driver {
             Err(Trouble::NetworkChanged) => None,
             Err(Trouble::Answer(error)) => self.take_refusal(error, tell).await,
             Err(trouble) => {
-                if matches!(trouble, Trouble::Silent) {
+                if matches!(trouble, Trouble::Silent) && self.shared.client.silence() > DEAD {
                     // The other connections are as dead as this one.
                     self.shared.client.renew();
                 }
@@ -349,7 +352,6 @@ impl Driver {
 
     fn note_reached(&mut self, tell: &Tell) {
         self.pace.reached();
-        self.reached = Instant::now();
         self.failures = 0;
         self.backoff.reset();
         if std::mem::take(&mut self.away) {
@@ -368,7 +370,7 @@ impl Driver {
             self.shared.client.change_lanes();
         }
         for polled in batch.requests {
-            if self.known.contains(&polled.id) {
+            if self.known.contains(&polled.id) || self.handles.len() >= MOST_EXCHANGES {
                 continue;
             }
             let id = polled.id.clone();
@@ -422,12 +424,18 @@ impl Driver {
         self.shared.drained.store(false, Ordering::Release);
         let register = self.shared.lock().clone();
         match send_register(&self.shared.client, &register).await {
-            Ok(_) => {
+            Ok(registered) => {
                 tracing::info!("registered again");
+                tell(Event::Steer(registered.transports));
                 self.note_reached(tell);
                 None
             }
-            Err(Trouble::Answer(error @ ConnectError::Refused { .. })) if error.is_final() => Some(End::Refused(error)),
+            // One that does not offer polling any more, among others.
+            Err(Trouble::Answer(error @ ConnectError::Refused { .. }))
+                if error.is_final() || error.is_of_transport() =>
+            {
+                Some(End::Refused(error))
+            }
             Err(trouble) => {
                 self.pause(trouble.to_string(), None, tell).await;
                 None
@@ -455,7 +463,7 @@ impl Driver {
             return;
         }
         self.pace.not_reached();
-        if self.reached.elapsed() > TUNING.silent + self.wait() {
+        if self.shared.client.unreached() > TUNING.silent + TUNING.busy_wait {
             // The relay has given them up by now.
             self.abort_all();
         }

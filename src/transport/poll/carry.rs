@@ -20,7 +20,7 @@ use super::wire::{Answer, PolledRequest, RequestData};
 use super::{POLL, RESPOND, TUNING, TUNNEL_ABORT, TUNNEL_END, TUNNEL_PART, TUNNEL_TRAILERS};
 use crate::transport::attach::ConnectError;
 use crate::transport::backoff::Backoff;
-use crate::transport::json::{Fields, decode_body, encode_body};
+use crate::transport::json::{Fields, decode_body, encode_body_short};
 use crate::transport::{Body, BoxError, Exchange, ExchangeError, empty, full, refusal};
 
 /// What all exchanges of a bridge share.
@@ -41,6 +41,8 @@ enum Over {
     Gone,
     /// The relay, or something on the way, does not take it.
     Rejected,
+    /// There was no room for it, and it was certainly not taken: it may go in smaller pieces.
+    NoRoom,
 }
 
 impl Carrier {
@@ -55,7 +57,7 @@ impl Carrier {
         match self.respond(&id, response).await {
             Ok(()) => {}
             Err(Over::Gone) => tracing::debug!(id, "the relay has no use for the rest of the answer"),
-            Err(Over::Rejected) => {
+            Err(Over::Rejected | Over::NoRoom) => {
                 tracing::warn!(
                     id,
                     "an answer was broken off: the relay, or a proxy before it, does not take it"
@@ -100,18 +102,18 @@ impl Carrier {
         let path = format!("{RESPOND}/{}/{id}", self.bridge_id);
         let (head, mut body) = response.into_parts();
         let mut next = Gathering::new(Arc::clone(&self.budget));
-        // Not more than what as JSON, escaped, passes any proxy.
-        while next.is_small() {
+        // Not more than what, as JSON, is always taken.
+        while next.is_short() {
             match body.frame().now_or_never() {
                 Some(frame) => next.take(frame),
                 None => break,
             }
         }
-        let first = next.split_at(TUNING.small_part);
+        let first = next.split_at(TUNING.first_part);
         let more = !matches!(first.end, Some(End::Whole(None)));
         let message = head_message(head.status, &head.headers, &first.bytes, more);
         let began = Instant::now();
-        self.deliver(|| Call::post_json(Lane::Other, &path, message.clone()))
+        self.deliver(false, || Call::post_json(Lane::Other, &path, message.clone()))
             .await?;
         self.round_trip.send_replace(Some(began.elapsed()));
         if !more {
@@ -128,20 +130,24 @@ impl Carrier {
             while next.is_empty() {
                 next.take(body.frame().await);
             }
-            let part = next.split();
-            {
+            let mut part = next.split();
+            let sent = {
                 let mut sending = std::pin::pin!(self.deliver_part(&path, number, &part));
                 loop {
                     let room = next.has_room();
                     tokio::select! {
                         biased;
-                        sent = &mut sending => {
-                            sent?;
-                            break;
-                        }
+                        sent = &mut sending => break sent,
                         frame = body.frame(), if room => next.take(frame),
                     }
                 }
+            };
+            if sent == Err(Over::NoRoom) {
+                // A caller who reads slowly has no use for larger parts, and others have.
+                next.put_back(&mut part);
+                self.deliver_part(&path, number, &part).await?;
+            } else {
+                sent?;
             }
             if part.end.is_some() {
                 break;
@@ -169,18 +175,29 @@ impl Carrier {
                 }
             }
         }
-        self.deliver(|| Call::post_part(path, headers.clone(), part.bytes.clone(), TUNING.room))
-            .await
+        let divisible = part.bytes.len() > TUNING.small_part;
+        self.deliver(divisible, || {
+            Call::post_part(path, headers.clone(), part.bytes.clone(), TUNING.room)
+        })
+        .await
     }
 
-    /// Sends until the relay has it, or has no use for it.
-    async fn deliver<'a>(&self, call: impl Fn() -> Call<'a>) -> Result<(), Over> {
+    /// Sends until the relay has it, or has no use for it; or has no room for what is `divisible`.
+    async fn deliver<'a>(&self, divisible: bool, call: impl Fn() -> Call<'a>) -> Result<(), Over> {
         let mut backoff = Backoff::default();
+        // What became of a try that broke is not known: it may still arrive, so the same must be sent again.
+        let mut certain = true;
         loop {
-            match self.client.fetch(call(), TUNING.small_part).await {
+            let trouble = match self.client.fetch(call(), TUNING.small_part).await {
                 Ok(_) => return Ok(()),
-                Err(trouble) => retry(trouble, &mut backoff).await?,
+                Err(trouble) => trouble,
+            };
+            let refused = matches!(trouble, Trouble::Answer(ConnectError::Refused { .. }));
+            certain &= refused;
+            if divisible && certain && trouble.is_no_room() {
+                return Err(Over::NoRoom);
             }
+            retry(trouble, &mut backoff).await?;
         }
     }
 
@@ -201,27 +218,31 @@ impl Carrier {
 
 /// Waits until it makes sense to send again.
 async fn retry(trouble: Trouble, backoff: &mut Backoff) -> Result<(), Over> {
-    let (status, retry_after) = match trouble {
+    use StatusCode as Status;
+    let mut asked = None;
+    match trouble {
         Trouble::NetworkChanged => return Ok(()),
         Trouble::Answer(ConnectError::Refused {
             status, retry_after, ..
-        }) => (Some(status), retry_after),
-        Trouble::Status { status } => (Some(status), None),
-        Trouble::Answer(_) | Trouble::Broken(_) | Trouble::Silent => (None, None),
-    };
-    match status {
-        Some(StatusCode::NOT_FOUND | StatusCode::GONE | StatusCode::CONFLICT) => return Err(Over::Gone),
-        Some(StatusCode::SERVICE_UNAVAILABLE) if retry_after == Some(Duration::ZERO) => return Ok(()),
-        Some(StatusCode::UNAUTHORIZED | StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) | None => {}
-        Some(status) if status.is_client_error() => return Err(Over::Rejected),
-        Some(_) => {}
+        }) => match status {
+            Status::NOT_FOUND | Status::GONE | Status::CONFLICT => return Err(Over::Gone),
+            Status::SERVICE_UNAVAILABLE if retry_after == Some(Duration::ZERO) => return Ok(()),
+            Status::UNAUTHORIZED | Status::TOO_MANY_REQUESTS => asked = retry_after,
+            status if status.is_client_error() => return Err(Over::Rejected),
+            _ => asked = retry_after,
+        },
+        // A proxy's answers, but for these, may be of the moment.
+        Trouble::Status {
+            status: Status::PAYLOAD_TOO_LARGE | Status::BAD_REQUEST | Status::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        } => return Err(Over::Rejected),
+        Trouble::Status { .. } | Trouble::Answer(_) | Trouble::Broken(_) | Trouble::Silent => {}
     }
-    tokio::time::sleep(backoff.next(retry_after)).await;
+    tokio::time::sleep(backoff.next(asked)).await;
     Ok(())
 }
 
 fn head_message(status: StatusCode, headers: &HeaderMap, first: &[u8], more: bool) -> Bytes {
-    let (body, body_encoding) = encode_body(first);
+    let (body, body_encoding) = encode_body_short(first);
     let answer = Answer {
         status: Some(status.as_u16()),
         headers: Fields::of(headers, true),
@@ -254,6 +275,8 @@ struct Gathering {
     end: Option<End>,
     permit: Option<OwnedSemaphorePermit>,
     budget: Arc<Semaphore>,
+    /// Larger parts were of no use.
+    small_only: bool,
 }
 
 impl Gathering {
@@ -263,6 +286,7 @@ impl Gathering {
             end: None,
             permit: None,
             budget,
+            small_only: false,
         }
     }
 
@@ -270,8 +294,8 @@ impl Gathering {
         self.bytes.is_empty() && self.end.is_none()
     }
 
-    fn is_small(&self) -> bool {
-        self.end.is_none() && self.bytes.len() < TUNING.small_part
+    fn is_short(&self) -> bool {
+        self.end.is_none() && self.bytes.len() < TUNING.first_part
     }
 
     /// A small part always has room; a larger one where the budget has.
@@ -279,7 +303,7 @@ impl Gathering {
         if self.end.is_some() {
             return false;
         }
-        if self.bytes.len() >= TUNING.small_part && self.permit.is_none() {
+        if self.bytes.len() >= TUNING.small_part && self.permit.is_none() && !self.small_only {
             let larger = u32::try_from(TUNING.part).unwrap_or(u32::MAX);
             self.permit = Arc::clone(&self.budget).try_acquire_many_owned(larger).ok();
         }
@@ -304,8 +328,24 @@ impl Gathering {
         }
     }
 
+    /// Takes back what of a part is beyond a small one, before what has come since.
+    fn put_back(&mut self, part: &mut Part) {
+        self.small_only = true;
+        let mut bytes = BytesMut::from(part.bytes.split_off(TUNING.small_part).as_ref());
+        bytes.extend_from_slice(&self.bytes);
+        self.bytes = bytes;
+        if part.end.is_some() {
+            self.end = part.end.take();
+        }
+        self.permit = part._permit.take();
+    }
+
     fn split(&mut self) -> Part {
-        self.split_at(TUNING.part)
+        self.split_at(if self.small_only {
+            TUNING.small_part
+        } else {
+            TUNING.part
+        })
     }
 
     fn split_at(&mut self, most: usize) -> Part {

@@ -1,20 +1,25 @@
-//! The bridge's HTTP to the relay: pooled connections, one of which is always warm beside the waiting poll.
+//! The bridge's HTTP to the relay: pooled connections, so that an answer finds one open.
 
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
+use http_body::{Frame, SizeHint};
 use hyper_util::client::legacy;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::token::Secret;
 use crate::transport::attach::{self, ConnectError};
 use crate::transport::dial::{DialError, Dialer, HttpDialer, RelayUrl};
 use crate::transport::headers::TUNNEL_INSTANCE;
-use crate::transport::{Sliced, collect};
+use crate::transport::{BoxError, Sliced, collect};
 
 /// How long a connection that nobody uses is kept.
 const KEPT_FOR: Duration = Duration::from_secs(15);
@@ -25,9 +30,9 @@ const SLACK: Duration = Duration::from_secs(4);
 /// The same while the relay has not been reached: a try that hangs must not keep from the next.
 const SHORT_SLACK: Duration = Duration::from_millis(2500);
 /// A slower way than this is not waited for, octets per second.
-const SLOWEST: usize = 8 * 1024;
+const SLOWEST: usize = 20 * 1024;
 
-type Pool = legacy::Client<HttpDialer, Sliced>;
+type Pool = legacy::Client<HttpDialer, Sent>;
 
 /// Sends requests to the relay; shared by the poll and all exchanges.
 pub struct Client {
@@ -37,6 +42,7 @@ pub struct Client {
     dialer: Dialer,
     token: watch::Sender<Secret>,
     state: Mutex<State>,
+    life: Arc<Life>,
     /// Counts up when the network changed: what is under way on the old connections is tried again at once.
     network: watch::Sender<u64>,
 }
@@ -143,6 +149,14 @@ pub enum Trouble {
     NetworkChanged,
 }
 
+impl Trouble {
+    /// Whether the relay said that there is no room, and the same may be sent again.
+    pub fn is_no_room(&self) -> bool {
+        matches!(self, Self::Answer(ConnectError::Refused { status, retry_after, .. })
+            if *status == StatusCode::SERVICE_UNAVAILABLE && *retry_after == Some(Duration::ZERO))
+    }
+}
+
 impl Client {
     /// Nothing is connected yet.
     pub fn new(dialer: Dialer, relay: RelayUrl, token: Secret, instance: &str) -> Arc<Self> {
@@ -154,6 +168,7 @@ impl Client {
             relay,
             dialer,
             token: watch::Sender::new(token),
+            life: Arc::new(Life::new()),
             network: watch::Sender::new(0),
         })
     }
@@ -161,6 +176,16 @@ impl Client {
     /// The token for all further requests.
     pub fn show_token(&self, token: Secret) {
         self.token.send_replace(token);
+    }
+
+    /// How long nothing went out and nothing came in.
+    pub fn silence(&self) -> Duration {
+        self.life.since(&self.life.moved_ms)
+    }
+
+    /// How long nothing was answered.
+    pub fn unreached(&self) -> Duration {
+        self.life.since(&self.life.answered_ms)
     }
 
     /// Leaves all connections: they may lead nowhere now.
@@ -189,6 +214,7 @@ impl Client {
                 .request(self.request(call)?)
                 .await
                 .map_err(|error| trouble(&error))?;
+            self.life.answered();
             let status = response.status();
             if !status.is_success() {
                 return Err(match attach::refusal(response).await {
@@ -208,7 +234,7 @@ impl Client {
         }
     }
 
-    fn request(&self, call: Call<'_>) -> Result<Request<Sliced>, Trouble> {
+    fn request(&self, call: Call<'_>) -> Result<Request<Sent>, Trouble> {
         let malformed = |_| Trouble::Broken("the token or the path cannot stand in a request".into());
         let base = &self.relay;
         let scheme = if base.origin().is_tls() { "https" } else { "http" };
@@ -219,7 +245,10 @@ impl Client {
             .header(HOST, self.host.clone())
             .header(AUTHORIZATION, self.token.borrow().bearer())
             .header(TUNNEL_INSTANCE, self.instance.clone())
-            .body(Sliced::new(call.body))
+            .body(Sent {
+                body: Sliced::new(call.body),
+                life: Arc::clone(&self.life),
+            })
             .map_err(malformed)?;
         request.headers_mut().extend(call.headers);
         Ok(request)
@@ -253,6 +282,66 @@ impl State {
             1 - self.polling
         };
         self.pools[at].clone()
+    }
+}
+
+/// When something last moved on the way to the relay.
+struct Life {
+    start: Instant,
+    moved_ms: AtomicU64,
+    answered_ms: AtomicU64,
+}
+
+impl Life {
+    fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            moved_ms: AtomicU64::new(0),
+            answered_ms: AtomicU64::new(0),
+        }
+    }
+
+    fn moved(&self) {
+        self.moved_ms.store(self.now(), Ordering::Relaxed);
+    }
+
+    fn answered(&self) {
+        self.answered_ms.store(self.now(), Ordering::Relaxed);
+        self.moved();
+    }
+
+    fn since(&self, at: &AtomicU64) -> Duration {
+        Duration::from_millis(self.now().saturating_sub(at.load(Ordering::Relaxed)))
+    }
+
+    fn now(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64
+    }
+}
+
+/// The body of a request; that it is asked for shows that the way there is open.
+struct Sent {
+    body: Sliced,
+    life: Arc<Life>,
+}
+
+impl http_body::Body for Sent {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.body.size_hint().lower() > 0 {
+            self.life.moved();
+        }
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

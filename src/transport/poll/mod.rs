@@ -45,6 +45,8 @@ pub struct Tuning {
     pub inline: usize,
     /// A part of a request body.
     pub upload_part: usize,
+    /// The most of a response body that goes along with its head.
+    pub first_part: usize,
     /// A part of a response body that is always taken.
     pub small_part: usize,
     /// The largest part of a response body.
@@ -73,6 +75,8 @@ pub struct Tuning {
     pub gone: Duration,
     /// How long an app that answers in one piece may take.
     pub request_timeout: Duration,
+    /// Exchanges that are over, told to a bridge again and again until it acknowledges that.
+    pub told: usize,
     /// Finished exchanges remembered, so that what is sent again is recognised.
     pub remembered: usize,
 }
@@ -81,6 +85,7 @@ pub struct Tuning {
 pub static TUNING: Tuning = Tuning {
     inline: 64 * 1024,
     upload_part: 256 * 1024,
+    first_part: 32 * 1024,
     small_part: json::SMALL,
     part: 1024 * 1024,
     relay_budget: 16 * 1024 * 1024,
@@ -95,5 +100,6 @@ pub static TUNING: Tuning = Tuning {
     silent: Duration::from_secs(20),
     gone: Duration::from_secs(90),
     request_timeout: Duration::from_secs(300),
+    told: 4096,
     remembered: 256,
 };

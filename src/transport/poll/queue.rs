@@ -181,6 +181,9 @@ impl<E> Queue<E> {
         self.batch_sent = Some(Instant::now());
         self.drain_news = false;
         self.told.append(&mut self.cancelled);
+        // A bridge that never acknowledges may forget the oldest: they are hints.
+        let over = self.told.len().saturating_sub(TUNING.told);
+        self.told.drain(..over);
         self.fill(size);
         let batch = Batch {
             has_more: !self.queue.is_empty(),

@@ -127,19 +127,20 @@ impl PollLink {
         self.0.news.notify_waiters();
     }
 
-    /// Room for so many octets of an answer in memory, if they are more than what is always taken; none if there is none.
-    /// Apps that do not know that they should send again wait for it.
+    /// Room for so many octets of an answer in memory, if they are more than what is always taken; none if there is none for as
+    /// long as a bridge may be kept waiting. Apps that do not know that they should send again are waited for.
     pub async fn budget(&self, octets: usize) -> Option<Option<OwnedSemaphorePermit>> {
-        let now = json::room(&self.0.answers, octets);
-        if now.is_some() || self.0.lock().queue.capabilities.parts {
-            return now;
+        if let Some(now) = json::room(&self.0.answers, octets) {
+            return Some(now);
         }
         let permits = u32::try_from(octets).ok()?;
-        Arc::clone(&self.0.answers)
-            .acquire_many_owned(permits)
-            .await
-            .ok()
-            .map(Some)
+        let room = Arc::clone(&self.0.answers).acquire_many_owned(permits);
+        let room = if self.0.lock().queue.capabilities.parts {
+            tokio::time::timeout(TUNING.room, room).await.ok()?
+        } else {
+            room.await
+        };
+        room.ok().map(Some)
     }
 
     /// What there is for the bridge: at once if there is something, else when something comes, or nothing after `wait`.
@@ -372,6 +373,17 @@ impl PartRoom {
     }
 }
 
+impl PollLink {
+    /// Ends the link, unless it was ended before; tells how.
+    pub fn end_with(&self, ending: Ending) -> Ending {
+        let ending = *self.0.lock().ending.get_or_insert(ending);
+        self.fail_all();
+        self.0.news.notify_waiters();
+        self.0.life.notify_waiters();
+        ending
+    }
+}
+
 impl Exchange for PollLink {
     fn call(&self, request: Request<Body>) -> BoxFuture<'_, Result<Response<Body>, ExchangeError>> {
         self.exchange(request).boxed()
@@ -396,10 +408,7 @@ impl Link for PollLink {
     }
 
     fn end(&self, ending: Ending) {
-        self.0.lock().ending.get_or_insert(ending);
-        self.fail_all();
-        self.0.news.notify_waiters();
-        self.0.life.notify_waiters();
+        self.end_with(ending);
     }
 }
 

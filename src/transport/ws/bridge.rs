@@ -14,6 +14,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use tokio::sync::Notify;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
@@ -133,12 +134,13 @@ async fn check(response: Response<Incoming>, key: &str) -> Result<Response<Incom
     }
 }
 
-/// Answers one stream: an HTTP/1.1 connection whose requests go to `exchange`. Ends at once when the relay resets it.
-pub async fn answer(stream: MuxStream, exchange: Arc<dyn Exchange>) {
+/// Answers one stream: an HTTP/1.1 connection whose requests go to `exchange`. Ends at once when the relay resets it. `ready` is
+/// told of the relay's own request, by which the relay proves the link before it gives it work.
+pub async fn answer(stream: MuxStream, exchange: Arc<dyn Exchange>, ready: Arc<Notify>) {
     let reset = stream.watch();
     let service = service_fn(move |request: Request<Incoming>| {
-        let exchange = Arc::clone(&exchange);
-        async move { Ok::<_, std::convert::Infallible>(respond(request, exchange).await) }
+        let (exchange, ready) = (Arc::clone(&exchange), Arc::clone(&ready));
+        async move { Ok::<_, std::convert::Infallible>(respond(request, exchange, &ready).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .writev(false)
@@ -155,8 +157,9 @@ pub async fn answer(stream: MuxStream, exchange: Arc<dyn Exchange>) {
     }
 }
 
-async fn respond(request: Request<Incoming>, exchange: Arc<dyn Exchange>) -> Response<Body> {
+async fn respond(request: Request<Incoming>, exchange: Arc<dyn Exchange>, ready: &Notify) -> Response<Body> {
     if request.uri().path() == READY_PATH {
+        ready.notify_one();
         return Response::new(empty());
     }
     let request = request.map(|body| body.map_err(Into::into).boxed_unsync());

@@ -12,7 +12,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http::{Method, Request, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
@@ -36,6 +36,8 @@ const PING: Duration = Duration::from_secs(15);
 const SILENCE: Duration = Duration::from_secs(45);
 /// How long the app may take to take a message.
 const SEND: Duration = Duration::from_secs(15);
+/// A slower way than this is not waited for, octets per second.
+const SLOWEST: usize = 16 * 1024;
 
 /// The relay's handle to one older app.
 #[derive(Clone)]
@@ -47,6 +49,8 @@ struct Shared {
     budget: Arc<Semaphore>,
     pulse: Pulse,
     max_in_flight: usize,
+    /// Told when there is a farewell to say.
+    closing: Notify,
 }
 
 #[derive(Default)]
@@ -54,6 +58,7 @@ struct State {
     next_id: u64,
     waiting: HashMap<String, Waiting>,
     ended: bool,
+    farewell: Option<(u16, &'static str)>,
 }
 
 struct Waiting {
@@ -63,10 +68,7 @@ struct Waiting {
 
 type Answered = Result<Response<Body>, ExchangeError>;
 
-enum Outgoing {
-    Message(String, Option<OwnedSemaphorePermit>),
-    Close(u16, &'static str),
-}
+struct Outgoing(String, Option<OwnedSemaphorePermit>);
 
 /// Does the work of a link.
 pub struct JsonDriver<S> {
@@ -98,30 +100,26 @@ enum ToApp {
     },
 }
 
+/// What every message of an app says first; it is read again for the rest, so that nothing of it is held twice.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Envelope {
+    r#type: String,
+    id: String,
+}
+
 #[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum FromApp {
-    HttpResponse {
-        id: String,
-        status: u16,
-        #[serde(default)]
-        headers: Fields,
-        #[serde(default)]
-        body: Option<String>,
-    },
-    Ping {
-        id: String,
-    },
-    Pong {
-        #[serde(default)]
-        id: String,
-    },
-    Error {
-        id: String,
-        error: String,
-    },
-    #[serde(other)]
-    Unknown,
+struct AppResponse {
+    status: u16,
+    #[serde(default)]
+    headers: Fields,
+    #[serde(default)]
+    body: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct AppError {
+    error: String,
 }
 
 /// Makes a link of a WebSocket whose handshake is done; `read` is what was read beyond it.
@@ -142,6 +140,7 @@ where
         budget: Arc::new(Semaphore::new(BUDGET)),
         pulse: Pulse::new(),
         max_in_flight,
+        closing: Notify::new(),
     });
     let driver = JsonDriver {
         shared: Arc::clone(&shared),
@@ -176,13 +175,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> JsonDriver<S> {
                         }
                     }
                 }
-                Some(outgoing) = self.outgoing.recv() => match outgoing {
-                    Outgoing::Message(text, _permit) => self.send(Message::text(text)).await,
-                    Outgoing::Close(code, reason) => {
-                        let _ = self.send(close_message(code, reason)).await;
-                        return reason.to_owned();
-                    }
-                },
+                Some(Outgoing(text, _permit)) = self.outgoing.recv() => self.send(Message::text(text)).await,
+                () = self.shared.closing.notified() => {
+                    let (code, reason) = self.shared.lock().farewell.unwrap_or((close::NORMAL, "done"));
+                    let _ = self.send(close_message(code, reason)).await;
+                    return reason.to_owned();
+                }
                 () = sleep_until(next_ping) => {
                     self.pinged = Instant::now();
                     next_ping = self.pinged + PING;
@@ -199,7 +197,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> JsonDriver<S> {
     }
 
     async fn send(&mut self, message: Message) -> Result<(), String> {
-        match timeout(SEND, self.socket.send(message)).await {
+        let limit = SEND + Duration::from_secs((message.len() / SLOWEST) as u64);
+        match timeout(limit, self.socket.send(message)).await {
             Ok(sent) => sent.map_err(|error| error.to_string()),
             Err(_) => Err("it takes no messages".to_owned()),
         }
@@ -223,42 +222,35 @@ impl<S: AsyncRead + AsyncWrite + Unpin> JsonDriver<S> {
     }
 
     fn take_text(&mut self, text: &str) -> Result<Option<Message>, (u16, String)> {
-        let value: serde_json::Value =
-            serde_json::from_str(text).map_err(|_| (close::NOT_CONSISTENT, "a text that is not JSON".to_owned()))?;
-        // If it cannot be read as the answer it is, its exchange has failed: nothing else will come.
-        let failed = (value["type"] == "http_response" || value["type"] == "error")
-            .then(|| value["id"].as_str().map(str::to_owned))
-            .flatten();
-        let Ok(message) = serde_json::from_value::<FromApp>(value) else {
-            tracing::debug!("an app sent a message that cannot be read");
-            if let Some(id) = failed {
-                let error = ExchangeError::Protocol("an answer that cannot be read".to_owned());
-                self.shared.answer(&id, |_| Err(error));
+        let Envelope { r#type, id } = match serde_json::from_str(text) {
+            Ok(envelope) => envelope,
+            Err(error) if error.is_data() => {
+                tracing::debug!("an app sent a message that cannot be read");
+                return Ok(None);
             }
-            return Ok(None);
+            Err(_) => return Err((close::NOT_CONSISTENT, "a text that is not JSON".to_owned())),
         };
-        match message {
-            FromApp::Ping { id } => {
+        // If it cannot be read as the answer it is, its exchange has failed: nothing else will come.
+        let unreadable = |_| ExchangeError::Protocol("an answer that cannot be read".to_owned());
+        match r#type.as_str() {
+            "ping" => {
                 let timestamp = timestamp(SystemTime::now());
                 return Ok(Some(to_message(&ToApp::Pong { id, timestamp })));
             }
-            FromApp::Pong { id } if id == ping_id(self.pings) => self.shared.pulse.measured(self.pinged.elapsed()),
-            FromApp::Pong { .. } => {}
-            FromApp::Unknown => tracing::debug!("an app sent a message of an unknown type"),
-            FromApp::Error { id, error } => self.shared.answer(&id, |_| {
+            "pong" if id == ping_id(self.pings) => self.shared.pulse.measured(self.pinged.elapsed()),
+            "pong" => {}
+            "http_response" => self.shared.answer(&id, |method| {
+                let answer: AppResponse = serde_json::from_str(text).map_err(unreadable)?;
+                response(method, answer.status, &answer.headers, answer.body)
+            }),
+            "error" => self.shared.answer(&id, |_| {
+                let AppError { error } = serde_json::from_str(text).map_err(unreadable)?;
                 Err(ExchangeError::Refused {
                     code: "upstream_unreachable".to_owned(),
                     detail: format!("the desktop app could not get an answer: {error}"),
                 })
             }),
-            FromApp::HttpResponse {
-                id,
-                status,
-                headers,
-                body,
-            } => self
-                .shared
-                .answer(&id, |method| response(method, status, &headers, body)),
+            _ => tracing::debug!("an app sent a message of an unknown type"),
         }
         Ok(None)
     }
@@ -304,7 +296,8 @@ impl Shared {
     }
 
     fn answer(&self, id: &str, answer: impl FnOnce(&Method) -> Result<Response<Body>, ExchangeError>) {
-        match self.lock().waiting.remove(id) {
+        let waiting = self.lock().waiting.remove(id);
+        match waiting {
             Some(waiting) => drop(waiting.answer.send(answer(&waiting.method))),
             None => tracing::debug!("an app answered what was not asked, or not any more"),
         }
@@ -361,11 +354,7 @@ impl JsonLink {
         };
         let text = serde_json::to_string(&message).unwrap_or_default();
         let gone = || ExchangeError::Gone("the app is gone".into());
-        self.0
-            .outgoing
-            .send(Outgoing::Message(text, permit))
-            .await
-            .map_err(|_| gone())?;
+        self.0.outgoing.send(Outgoing(text, permit)).await.map_err(|_| gone())?;
         let answered = timeout(REQUEST_TIMEOUT, answered).await;
         drop(guard);
         answered
@@ -414,8 +403,8 @@ impl Link for JsonLink {
 
     fn end(&self, ending: Ending) {
         let (code, reason) = super::farewell(ending);
+        self.0.lock().farewell.get_or_insert((code, reason));
         self.0.end();
-        // A full queue is that of an app which takes nothing: its silence ends it.
-        let _ = self.0.outgoing.try_send(Outgoing::Close(code, reason));
+        self.0.closing.notify_one();
     }
 }
