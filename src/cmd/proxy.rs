@@ -15,7 +15,7 @@ use crate::transport::dial::Proxies;
 struct Options {
     /// Reach the relay through this proxy, http://, https:// or socks5h:// [default: what HTTPS_PROXY, HTTP_PROXY,
     /// ALL_PROXY and NO_PROXY say]
-    #[arg(long, value_name = "URL", value_parser = secret, conflicts_with = "proxy_file")]
+    #[arg(long, value_name = "URL", value_parser = secret)]
     proxy: Option<Secret>,
     /// A file with the proxy's URL, for one with a password (http://USER:PASSWORD@HOST:PORT)
     #[arg(long, value_name = "FILE")]
@@ -56,7 +56,7 @@ fn read(path: &Path) -> Result<Secret, Failure> {
 
 impl FromArgMatches for ProxyArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let options = Options::from_arg_matches(matches)?;
+        let mut options = Options::from_arg_matches(matches)?;
         let argument = matches.value_source("proxy") == Some(ValueSource::CommandLine);
         if argument && options.proxy.as_ref().is_some_and(|url| url.expose().contains('@')) {
             return Err(clap::Error::raw(
@@ -64,6 +64,20 @@ impl FromArgMatches for ProxyArgs {
                 "--proxy takes no password: other users of this computer can read arguments.\n\
                  Give the URL by the variable TUNNEL_PROXY or with --proxy-file FILE.\n",
             ));
+        }
+        match (
+            argument,
+            matches.value_source("proxy_file") == Some(ValueSource::CommandLine),
+        ) {
+            (true, true) => {
+                return Err(clap::Error::raw(
+                    ErrorKind::ArgumentConflict,
+                    "--proxy and --proxy-file name two proxies: give one.\n",
+                ));
+            }
+            // An argument goes before a variable.
+            (false, true) => options.proxy = None,
+            _ => {}
         }
         let setting = if argument { "--proxy" } else { "TUNNEL_PROXY" };
         Ok(Self { options, setting })

@@ -257,6 +257,26 @@ async fn the_exit_code_and_the_words_tell_what_was_wrong() {
             "tunnel relay token --user NAME",
         ),
         (vec!["bridge", "--relay", &at, "--token", "x"], None, 2, "--token"),
+        (
+            vec!["bridge", "--relay", &at, "--proxy", "http://ann:secret@proxy:3128"],
+            Some("x"),
+            2,
+            "takes no password",
+        ),
+        (
+            vec!["bridge", "--relay", &at, "--proxy", "http://p", "--proxy-file", "f"],
+            Some("x"),
+            2,
+            "give one",
+        ),
+        (
+            vec!["bridge", "--relay", &at, "--transport", "pigeon"],
+            Some("x"),
+            2,
+            "auto",
+        ),
+        (vec!["relay", "--transports", "pigeon"], None, 2, "poll"),
+        (vec!["relay", "--prefer-ws", "101"], None, 2, "0..=100"),
         (vec!["relay", "--listen", "8080"], None, 2, "127.0.0.1:8080"),
         (
             vec!["relay", "--listen", address.to_string().leak()],
