@@ -11,7 +11,7 @@ use super::choice::{Choice, Transport};
 use super::network::{Change, Network};
 use super::status::Phase;
 use super::uplink::Uplink;
-use super::{Bridge, Failed, REFUSED_FOR, Stopped};
+use super::{Attempt, Bridge, Failed, REFUSED_FOR, Stopped};
 use crate::token::Secret;
 use crate::transport::attach::ConnectError;
 use crate::transport::backoff::jitter;
@@ -51,36 +51,39 @@ impl Bridge {
                 Err(error) if may_poll && error.is_of_transport() => error,
                 Err(error) => return Err(error),
             },
-            () = silent, if may_poll => {
-                let before = self.choice.clone();
-                self.choice.ws_failed("WebSocket blocked: no answer to its upgrade".to_owned(), jitter);
-                let polled = tokio::select! {
-                    outcome = &mut ws => match outcome {
-                        Ok(fresh) => {
-                            self.choice = before;
-                            return Ok(fresh.begin(&mut self.links));
-                        }
-                        Err(error) => {
-                            self.choice.set_blocked(error.why_not_websocket());
-                            self.poll(token).await
-                        }
-                    },
-                    polled = self.poll(token.clone()) => match polled {
-                        Ok(uplink) => Ok(uplink),
-                        // WebSocket may be slow and still come.
-                        Err(error) => match ws.await {
-                            Ok(fresh) => {
-                                self.choice = before;
-                                return Ok(fresh.begin(&mut self.links));
-                            }
-                            Err(_) => Err(error),
-                        },
-                    },
-                };
-                return polled.inspect_err(|_| self.choice = before);
-            }
+            () = silent, if may_poll => return self.race(ws, token).await,
         };
         self.poll_instead(token, error).await
+    }
+
+    /// Polling beside a WebSocket that is slow, or blocked: whichever stands first.
+    async fn race(&mut self, mut ws: Attempt, token: Secret) -> Result<Uplink, ConnectError> {
+        let before = self.choice.clone();
+        self.choice
+            .ws_failed("WebSocket blocked: no answer to its upgrade".to_owned(), jitter);
+        let raced = tokio::select! {
+            outcome = &mut ws => outcome,
+            polled = self.poll(token.clone()) => match polled {
+                Ok(uplink) => return Ok(uplink),
+                // WebSocket may be slow and still come.
+                Err(error) => {
+                    let fresh = ws.await.map_err(|_| error);
+                    self.choice = before;
+                    return fresh.map(|fresh| fresh.begin(&mut self.links));
+                }
+            },
+        };
+        match raced {
+            Ok(fresh) => {
+                self.choice = before;
+                Ok(fresh.begin(&mut self.links))
+            }
+            Err(error) => {
+                self.choice.set_blocked(error.why_not_websocket());
+                let polled = self.poll(token).await;
+                polled.inspect_err(|_| self.choice = before)
+            }
+        }
     }
 
     async fn poll_first(&mut self, token: Secret) -> Result<Uplink, ConnectError> {

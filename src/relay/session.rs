@@ -66,25 +66,7 @@ pub fn upgrade(relay: &Arc<Relay>, mut request: Request<Incoming>) -> Result<Res
     };
     identity.name = relay.registry.reserve_name(&identity).map_err(|_| too_many_bridges())?;
 
-    let mut response = Response::new(empty());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let streams = relay.config.limits.in_flight_per_bridge;
-    for (name, value) in [
-        (CONNECTION, "Upgrade"),
-        (UPGRADE, "websocket"),
-        (SEC_WEBSOCKET_ACCEPT, &derive_accept_key(&key)),
-        (names::TUNNEL_BRIDGE_ID, &identity.bridge_id),
-        (names::TUNNEL_BRIDGE_NAME, &identity.name),
-        (names::TUNNEL_MAX_IN_FLIGHT, &streams.to_string()),
-    ] {
-        let value = HeaderValue::from_str(value)
-            .map_err(|_| Error::new(Code::BadRequest, "the bridge's name cannot stand in a header"))?;
-        response.headers_mut().insert(name, value);
-    }
-    if speech == Speech::Streams {
-        let spoken = HeaderValue::from_static(SUBPROTOCOL);
-        response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, spoken);
-    }
+    let response = switching(relay, &key, speech, &identity)?;
     let transports = match headers.get(names::TUNNEL_CLIENT_ID).and_then(|id| id.to_str().ok()) {
         Some(client_id) => relay.config.transports.for_bridge(client_id),
         None => Vec::new(),
@@ -109,6 +91,30 @@ pub fn upgrade(relay: &Arc<Relay>, mut request: Request<Incoming>) -> Result<Res
         }
     };
     relay.shutdown.tracker().spawn(task);
+    Ok(response)
+}
+
+/// The answer to a bridge that may connect.
+fn switching(relay: &Relay, key: &[u8], speech: Speech, identity: &Identity) -> Result<Response<Body>, Error> {
+    let mut response = Response::new(empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let streams = relay.config.limits.in_flight_per_bridge;
+    for (name, value) in [
+        (CONNECTION, "Upgrade"),
+        (UPGRADE, "websocket"),
+        (SEC_WEBSOCKET_ACCEPT, &derive_accept_key(key)),
+        (names::TUNNEL_BRIDGE_ID, &identity.bridge_id),
+        (names::TUNNEL_BRIDGE_NAME, &identity.name),
+        (names::TUNNEL_MAX_IN_FLIGHT, &streams.to_string()),
+    ] {
+        let value = HeaderValue::from_str(value)
+            .map_err(|_| Error::new(Code::BadRequest, "the bridge's name cannot stand in a header"))?;
+        response.headers_mut().insert(name, value);
+    }
+    if speech == Speech::Streams {
+        let spoken = HeaderValue::from_static(SUBPROTOCOL);
+        response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, spoken);
+    }
     Ok(response)
 }
 
