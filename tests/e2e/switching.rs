@@ -227,8 +227,12 @@ async fn two_thousand_exchanges_while_websocket_is_blocked_and_opened_ten_times_
         until("exchanges on the way", || next.load(Ordering::Relaxed) >= due).await;
         chosen.proxy.set(Mode::NoUpgrade);
         // The relay lets go of the link: it gets no more work, and ends when it has finished what it has.
-        let session = chosen.relay.relay.registry.pick("ann", None);
-        session.expect("a session").retire();
+        let session = || chosen.relay.relay.registry.pick("ann", None);
+        until("the relay to use it", || {
+            session().is_some_and(|session| session.transport == "ws")
+        })
+        .await;
+        session().expect("a session").retire();
         chosen.bridge.connected_over("poll").await;
         chosen.proxy.set(Mode::Pass);
         chosen.bridge.connected_over("ws").await;
