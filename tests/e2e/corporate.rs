@@ -389,7 +389,7 @@ mod program {
             (vec!["--proxy", "ftp://proxy"], "--proxy is no proxy of the form"),
             (
                 vec!["--proxy", "http://proxy", "--proxy-file", "x"],
-                "cannot be used with",
+                "name two proxies",
             ),
             (vec!["--proxy-file", "/nowhere"], "--proxy-file /nowhere: "),
         ] {
