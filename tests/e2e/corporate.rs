@@ -387,10 +387,7 @@ mod program {
                 "--proxy takes no password",
             ),
             (vec!["--proxy", "ftp://proxy"], "--proxy is no proxy of the form"),
-            (
-                vec!["--proxy", "http://proxy", "--proxy-file", "x"],
-                "name two proxies",
-            ),
+            (vec!["--proxy", "http://proxy", "--proxy-file", "x"], "name two proxies"),
             (vec!["--proxy-file", "/nowhere"], "--proxy-file /nowhere: "),
         ] {
             let arguments = [vec!["bridge", "--relay", SEALED_RELAY], arguments].concat();
