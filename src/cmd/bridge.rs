@@ -8,16 +8,15 @@ use anyhow::Context;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::proxy::ProxyArgs;
+use super::access::{NetworkArgs, RelayArgs};
 use super::{Exit, Failure};
 use crate::bridge::choice::{self, Mode, Timing};
-use crate::bridge::config::{Config, TokenSource};
+use crate::bridge::config::Config;
 use crate::bridge::policy::{Policy, Rule};
 use crate::bridge::status::{Phase, Status};
 use crate::bridge::{self, Stopped};
 use crate::shutdown::Shutdown;
-use crate::token::Secret;
-use crate::transport::dial::{BaseUrl, Dialer, RelayUrl};
+use crate::transport::dial::BaseUrl;
 use crate::transport::{LONGEST_BRIDGE_NAME, is_bridge_name, is_bridge_name_character};
 use crate::{files, random};
 
@@ -28,8 +27,6 @@ Example:
 The token comes from the variable TUNNEL_TOKEN or from --token-file, never from an argument:
 other users of this computer can read those.";
 
-/// How long a connection to the relay or to Ollama may take to be made.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The status line is drawn anew so often.
 const REDRAW: Duration = Duration::from_millis(500);
 
@@ -37,12 +34,8 @@ const REDRAW: Duration = Duration::from_millis(500);
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub struct Args {
-    /// The relay's address, as in https://relay.example.com
-    #[arg(long, value_name = "URL")]
-    relay: Option<String>,
-    /// A file with the token; read again at each connect, and rewritten when the token is renewed
-    #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
+    #[command(flatten)]
+    relay: RelayArgs,
     /// This desktop's name at the relay [default: the host name]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -81,19 +74,6 @@ struct UpstreamArgs {
     allow: Vec<String>,
 }
 
-#[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Network")]
-struct NetworkArgs {
-    /// Send token and conversations unencrypted to a relay on another machine
-    #[arg(long)]
-    insecure_http: bool,
-    /// Trust the certificates in this PEM file too
-    #[arg(long, value_name = "FILE")]
-    ca_file: Option<PathBuf>,
-    #[command(flatten)]
-    proxy: ProxyArgs,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Transport {
     /// WebSocket where it gets through, else HTTP polling
@@ -115,32 +95,6 @@ impl From<Transport> for Mode {
 }
 
 impl Args {
-    fn relay(&self) -> Result<RelayUrl, Failure> {
-        let relay: RelayUrl = self
-            .relay
-            .as_deref()
-            .ok_or_else(|| Failure::usage(missing("the relay's address")))?
-            .parse()
-            .map_err(|error| Failure::usage(format!("--relay: {error}")))?;
-        if !relay.origin().is_tls() && !relay.origin().is_loopback() && !self.network.insecure_http {
-            return Err(Failure::usage(format!(
-                "{relay} is not encrypted: your token and conversations could be read on the way.\n\
-                 Use https://, or --insecure-http if the network between is yours."
-            )));
-        }
-        Ok(relay)
-    }
-
-    fn token(&self) -> Result<TokenSource, Failure> {
-        if let Some(path) = &self.token_file {
-            return Ok(TokenSource::File(path.clone()));
-        }
-        match std::env::var("TUNNEL_TOKEN") {
-            Ok(token) if !token.trim().is_empty() => Ok(TokenSource::Given(Secret::new(&token))),
-            _ => Err(Failure::usage(missing("a token"))),
-        }
-    }
-
     fn name(&self) -> Result<String, Failure> {
         match &self.name {
             Some(name) if is_bridge_name(name) => Ok(name.clone()),
@@ -202,8 +156,8 @@ impl TryFrom<Args> for Config {
     type Error = Failure;
 
     fn try_from(args: Args) -> Result<Self, Failure> {
-        let relay = args.relay()?;
-        let token = args.token()?;
+        let relay = args.relay.relay(&args.network, "bridge")?;
+        let token = args.relay.token("bridge")?;
         let upstream: BaseUrl = args
             .upstream
             .upstream
@@ -213,9 +167,6 @@ impl TryFrom<Args> for Config {
             Some(path) => read_headers(path)?,
             None => HeaderMap::new(),
         };
-        let dialer = Dialer::new(args.network.ca_file.as_deref(), CONNECT_TIMEOUT)
-            .map_err(|error| Failure::usage(format!("{error}")))?
-            .with_proxies(args.network.proxy.proxies()?);
         Ok(Self {
             relay,
             token,
@@ -226,19 +177,12 @@ impl TryFrom<Args> for Config {
             upstream,
             upstream_headers: headers,
             policy: args.policy()?,
-            dialer,
+            dialer: args.network.dialer()?,
             transport: args.transport.into(),
             timing: Timing::default(),
             memory: Some(args.state_folder()?.join("networks")),
         })
     }
-}
-
-fn missing(what: &str) -> String {
-    format!(
-        "{what} is needed. This would work:\n  TUNNEL_TOKEN=… tunnel bridge --relay https://relay.example.com\n\
-         The relay's operator makes a token with: tunnel relay token --user NAME"
-    )
 }
 
 fn read_headers(path: &Path) -> Result<HeaderMap, Failure> {

@@ -1,9 +1,11 @@
 //! The command line: arguments to settings, settings to a running relay or bridge, results to the terminal and the exit code.
 
+mod access;
 pub mod bridge;
 pub mod demo;
 mod proxy;
 pub mod relay;
+mod rig;
 
 use std::process::ExitCode;
 
