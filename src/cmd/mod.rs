@@ -3,6 +3,7 @@
 mod access;
 pub mod bridge;
 pub mod demo;
+pub mod probe;
 mod proxy;
 pub mod relay;
 mod rig;
@@ -39,6 +40,8 @@ enum Subcommands {
     Relay(Box<relay::Args>),
     /// Connect this desktop's Ollama to a relay
     Bridge(Box<bridge::Args>),
+    /// Check a deployment end to end
+    Probe(Box<probe::Args>),
 }
 
 #[derive(Debug, clap::Args)]
@@ -113,10 +116,16 @@ pub fn main() -> ExitCode {
     } else {
         cli.log.verbose.min(2).cast_signed()
     };
+    // What the bridges of a probe do is told by its findings.
+    let verbosity = match cli.command {
+        Subcommands::Probe(_) => verbosity - 1,
+        _ => verbosity,
+    };
     telemetry::start(cli.log.log_format, verbosity, &status);
     let outcome = match cli.command {
         Subcommands::Relay(args) => relay::main(*args),
         Subcommands::Bridge(args) => bridge::main(*args, &status),
+        Subcommands::Probe(args) => probe::main(*args, &status),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,7 @@
 //! How the bridge reaches a server: name, TCP (IPv6 and IPv4 raced), a proxy where there is one, then TLS for https.
 
 mod error;
+mod facts;
 mod http;
 mod proxy;
 mod resolve;
@@ -25,6 +26,7 @@ use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
 pub use self::error::{DialError, SetupError};
+pub use self::facts::TlsFacts;
 pub use self::http::{HttpDialer, HttpStream};
 pub use self::proxy::{BadProxy, Proxies};
 use self::resolve::Resolver;

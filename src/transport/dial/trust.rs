@@ -98,7 +98,7 @@ impl ServerCertVerifier for IssuerTelling {
 }
 
 /// The name of who issued a certificate, as people know it.
-fn issuer(certificate: &CertificateDer<'_>) -> Option<String> {
+pub(super) fn issuer(certificate: &CertificateDer<'_>) -> Option<String> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let issuer = certificate.issuer();
     let named = issuer.iter_common_name().chain(issuer.iter_organization());

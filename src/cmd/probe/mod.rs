@@ -1,0 +1,353 @@
+//! `tunnel probe`: checks a deployment end to end through an ephemeral bridge of its own.
+//!
+//! Reading order: `report` (what a check yields), `site` (what is looked at), then the groups in their order: `reach`, `routes`,
+//! `websocket`, `polling`; `through` (a bridge on each transport) with `exchange`, `streaming`, `slowness`, `cancel`; `desktop`,
+//! `browser`. `remedy` knows what to change, `table` and `progress` show it.
+
+mod browser;
+mod cancel;
+mod desktop;
+mod exchange;
+mod polling;
+mod progress;
+mod reach;
+mod remedy;
+mod report;
+mod routes;
+mod site;
+mod slowness;
+mod streaming;
+mod table;
+mod through;
+mod websocket;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures_util::future::{join, join_all};
+use http::HeaderValue;
+use indicatif::MultiProgress;
+use tokio::time::{Instant, sleep};
+
+use self::progress::Progress;
+use self::report::{Board, Finding, Group, Outcome, Report, Summary, Verdict};
+use self::site::Site;
+use self::through::Through;
+use super::access::{NetworkArgs, RelayArgs, read_secret};
+use super::rig::caller::Caller;
+use super::rig::upstream::Upstream;
+use super::{Exit, Failure, duration, print};
+use crate::bridge::choice::Transport;
+use crate::shutdown::Shutdown;
+use crate::token::{Claims, Secret};
+
+const EXAMPLE: &str = "\
+Examples:
+  TUNNEL_TOKEN=… tunnel probe --relay https://relay.example.com
+  TUNNEL_TOKEN=… tunnel probe --relay https://relay.example.com --long --json > report.json
+  tunnel probe --health http://127.0.0.1:8080
+
+The probe brings its own bridge with a small model behind it: it needs no Ollama, takes nobody's requests
+and leaves nothing behind. The token comes from the variable TUNNEL_TOKEN or from --token-file.";
+
+/// How long a word of the model behind the probe's bridge takes.
+const PACE: Duration = Duration::from_millis(5);
+/// Where a relay listens unless told otherwise.
+const NEAR: &str = "http://127.0.0.1:8080";
+
+/// Check a deployment end to end.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
+pub struct Args {
+    #[command(flatten)]
+    relay: RelayArgs,
+    /// A token for requests, where the other one is for bridges only
+    #[arg(long, value_name = "FILE")]
+    api_token_file: Option<PathBuf>,
+    /// A token that has expired, to see that it is refused
+    #[arg(long, value_name = "FILE")]
+    expired_token_file: Option<PathBuf>,
+    /// Only these checks, and what they need; may be repeated
+    #[arg(
+        long,
+        value_name = "GROUP",
+        value_enum,
+        value_delimiter = ',',
+        hide_possible_values = true
+    )]
+    only: Vec<Group>,
+    /// Look for the longest silence that gets through; takes more than two minutes
+    #[arg(long)]
+    long: bool,
+    /// The desktop to look at [default: the one that gets the requests]
+    #[arg(long, value_name = "NAME")]
+    bridge: Option<String>,
+    /// Have that desktop's model say a sentence
+    #[arg(long, value_name = "MODEL")]
+    generate: Option<String>,
+    /// A web page's origin that is to be allowed to call
+    #[arg(long, value_name = "ORIGIN", value_parser = origin)]
+    origin: Option<HeaderValue>,
+    /// How long a check may take
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = duration)]
+    timeout: Duration,
+    /// Check again after this time, for ever, and print only what changed
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    watch: Option<Duration>,
+    /// Print every figure as JSON
+    #[arg(long)]
+    json: bool,
+    /// Only ask whether this relay is alive; nothing is printed when it is
+    #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = NEAR)]
+    health: Option<String>,
+    #[command(flatten)]
+    network: NetworkArgs,
+}
+
+fn origin(text: &str) -> Result<HeaderValue, String> {
+    let bare = text.trim_end_matches('/');
+    let plain = bare
+        .split_once("://")
+        .is_some_and(|(_, host)| !host.is_empty() && !host.contains('/'));
+    HeaderValue::from_str(bare)
+        .ok()
+        .filter(|_| plain)
+        .ok_or_else(|| "write it as browsers do, as in https://app.example.com".to_owned())
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`Failure`] with its exit code.
+pub fn main(args: Args, bars: &MultiProgress) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let shutdown = Shutdown::new();
+        tokio::spawn(shutdown.clone().on_signals("stopping"));
+        match &args.health {
+            Some(url) => health(&args, url).await,
+            None => probe(&args, bars, &shutdown).await,
+        }
+    })
+}
+
+/// The one quick check for containers.
+async fn health(args: &Args, url: &str) -> Result<(), Failure> {
+    let relay = url
+        .parse()
+        .map_err(|error| Failure::usage(format!("--health: {error}")))?;
+    let caller = Caller::new(&args.network.dialer()?, &relay);
+    let asked = async {
+        let request = caller.request(http::Method::GET, "/healthz", crate::transport::empty())?;
+        caller.fetch(request, site::SMALL).await
+    };
+    let failed = match tokio::time::timeout(args.timeout, asked).await {
+        Ok(Ok(answer)) if answer.status.is_success() => return Ok(()),
+        Ok(Ok(answer)) => format!("{relay} answered {}", site::told(answer.status)),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("{relay} gave no answer within {} s", args.timeout.as_secs()),
+    };
+    Err(anyhow::anyhow!("{failed}").into())
+}
+
+async fn probe(args: &Args, bars: &MultiProgress, shutdown: &Shutdown) -> Result<(), Failure> {
+    let mut before: Option<Vec<Finding>> = None;
+    loop {
+        let progress = Progress::new(bars);
+        let site = site(args, &progress)?;
+        let began = Instant::now();
+        let looked = tokio::select! {
+            looked = look(args, &site) => Some(looked),
+            () = shutdown.draining() => None,
+        };
+        progress.clear();
+        let Some(looked) = looked else {
+            // The bridges say goodbye, or end with this process.
+            return Err(anyhow::anyhow!("stopped before it was done").into());
+        };
+        let refused = looked?;
+        let findings = site.board.findings();
+        let report = Report {
+            relay: site.relay.to_string(),
+            version: env!("CARGO_PKG_VERSION"),
+            summary: Summary::of(&findings),
+            findings,
+            took_ms: began.elapsed().as_secs_f64() * 1e3,
+        };
+        show(args, &report, before.as_deref())?;
+        let Some(pause) = args.watch else {
+            return ended(&report, refused);
+        };
+        before = Some(report.findings);
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = shutdown.draining() => return Ok(()),
+        }
+    }
+}
+
+fn site(args: &Args, progress: &Progress) -> Result<Site, Failure> {
+    let relay = args.relay.relay(&args.network, "probe")?;
+    let token = args.relay.read_token("probe")?;
+    let secret = |option, path: &Option<PathBuf>| path.as_ref().map(|path| read_secret(option, path)).transpose();
+    let api_token = secret("--api-token-file", &args.api_token_file)?;
+    if let Some(api) = &api_token {
+        same_user(&token, api)?;
+    }
+    let dialer = args.network.dialer()?;
+    Ok(Site {
+        stranger: Caller::new(&dialer, &relay),
+        relay,
+        dialer,
+        token,
+        api_token,
+        expired_token: secret("--expired-token-file", &args.expired_token_file)?,
+        board: Board::new(args.timeout, &args.only, progress.clone()),
+        fronts: remedy::Fronts::default(),
+    })
+}
+
+/// A caller reaches the bridges of the same user only.
+fn same_user(token: &Secret, api: &Secret) -> Result<(), Failure> {
+    match (Claims::peek(token), Claims::peek(api)) {
+        (Some(one), Some(other)) if one.sub != other.sub => Err(Failure::usage(format!(
+            "the two tokens are of two users, {} and {}: a caller reaches the bridges of the same user only",
+            one.sub, other.sub
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Does all checks; whether the relay refused a token.
+async fn look(args: &Args, site: &Site) -> Result<bool, Failure> {
+    if !reach::run(site).await {
+        return Ok(false);
+    }
+    let upstream = Upstream::start(PACE).await.context("cannot listen on loopback")?;
+    let access = routes::run(site).await;
+    let (ws, poll, (), ()) = tokio::join!(
+        websocket::run(site, &access.bridge),
+        polling::run(site, &access),
+        browser::run(site, args.origin.as_ref()),
+        desktop::run(site, &access.api, args.bridge.as_deref(), args.generate.as_deref()),
+    );
+    let needed = [Group::Exchange, Group::Streaming, Group::Slowness, Group::Cancel];
+    if needed.into_iter().any(|group| site.board.wants(group)) {
+        let ways = [(Transport::Ws, ws), (Transport::Poll, poll)]
+            .map(|(transport, gets_through)| open(site, &upstream, transport, gets_through.and(access.api.clone())));
+        let ways: Vec<Through> = join_all(ways).await.into_iter().flatten().collect();
+        through(args, site, &upstream, &ways).await;
+        join_all(ways.into_iter().map(|way| way.bridge.stop())).await;
+    }
+    Ok(access.refused)
+}
+
+/// Opens the way over one transport; none where it is known that it does not get through, and then the reason is noted.
+async fn open(site: &Site, upstream: &Upstream, transport: Transport, possible: Result<(), String>) -> Option<Through> {
+    let opened = match possible {
+        Ok(()) => Through::open(site, upstream, transport)
+            .await
+            .map_err(|why| Verdict::fail(why, "")),
+        Err(why) => Err(Verdict::skipped(why)),
+    };
+    match opened {
+        Ok(way) => Some(way),
+        Err(verdict) => {
+            site.board
+                .begin(Group::Exchange, "bridge", Some(transport))
+                .finish(verdict);
+            for group in [Group::Streaming, Group::Slowness, Group::Cancel] {
+                let check = site.board.begin(group, "all", Some(transport));
+                check.finish(Verdict::skipped("there is no bridge to ask through"));
+            }
+            None
+        }
+    }
+}
+
+/// What waits runs side by side; what needs the whole way for itself comes after it, one transport at a time.
+async fn through(args: &Args, site: &Site, upstream: &Upstream, ways: &[Through]) {
+    let waits = ways.iter().map(|way| async move {
+        let streams = async {
+            if site.board.wants(Group::Streaming) {
+                streaming::run(site, way).await;
+            }
+        };
+        let cancels = async {
+            if site.board.wants(Group::Cancel) {
+                cancel::run(site, way, upstream).await;
+            }
+        };
+        let silences = async {
+            if site.board.wants(Group::Slowness) {
+                slowness::run(site, way, args.long).await;
+            }
+        };
+        join(join(streams, cancels), silences).await;
+    });
+    join_all(waits).await;
+    for way in ways {
+        if site.board.wants(Group::Exchange) {
+            exchange::run(site, way).await;
+        }
+    }
+}
+
+fn show(args: &Args, report: &Report, before: Option<&[Finding]>) -> Result<(), Failure> {
+    if args.json {
+        let text = if args.watch.is_some() {
+            serde_json::to_string(report)
+        } else {
+            serde_json::to_string_pretty(report)
+        };
+        print(&text.context("cannot write the report")?);
+        return Ok(());
+    }
+    let colours = console::colors_enabled();
+    let Some(before) = before else {
+        print(&table::whole(report, colours));
+        return Ok(());
+    };
+    let changed = report.findings.iter().filter(|finding| {
+        let same =
+            |old: &&Finding| (old.group, old.check, old.transport) == (finding.group, finding.check, finding.transport);
+        before
+            .iter()
+            .find(same)
+            .is_none_or(|old| old.outcome != finding.outcome)
+    });
+    let rows: String = changed.map(|finding| table::row(finding, colours)).collect();
+    if !rows.is_empty() {
+        let time = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
+        print(&format!(
+            "{time}: {}\n{}",
+            table::sentence(report.summary),
+            rows.trim_end()
+        ));
+    }
+    Ok(())
+}
+
+/// The exit code.
+fn ended(report: &Report, refused: bool) -> Result<(), Failure> {
+    if refused {
+        return Err(Failure::new(
+            Exit::Refused,
+            anyhow::anyhow!("the relay refused the token"),
+        ));
+    }
+    let failed: Vec<_> = report
+        .findings
+        .iter()
+        .filter(|finding| finding.outcome == Outcome::Fail)
+        .collect();
+    match failed.len() {
+        0 => Ok(()),
+        1 => Err(anyhow::anyhow!("one check failed").into()),
+        many => Err(anyhow::anyhow!("{many} checks failed").into()),
+    }
+}

@@ -1,0 +1,309 @@
+//! The relay's paths: there, and closed to everybody without a token that is valid.
+
+use futures_util::future::{join, join_all};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use serde_json::Value;
+
+use super::remedy::Cause;
+use super::report::{Check, Group, Verdict};
+use super::site::{Site, code, detail, told};
+use crate::cmd::rig::caller::{Answer, CallError, Caller};
+use crate::random;
+use crate::token::{Claims, Secret};
+use crate::transport::headers::{TUNNEL_BRIDGE, X_API_KEY};
+use crate::transport::{empty, full, poll, ws};
+
+/// What the tokens are good for; the errors say why something cannot be checked.
+#[derive(Debug, Clone)]
+pub(super) struct Access {
+    /// A bridge may be attached.
+    pub(super) bridge: Result<(), String>,
+    /// Requests may be made.
+    pub(super) api: Result<(), String>,
+    /// The relay refuses a token.
+    pub(super) refused: bool,
+}
+
+impl Access {
+    fn none(why: &str) -> Self {
+        Self {
+            bridge: Err(why.to_owned()),
+            api: Err(why.to_owned()),
+            refused: false,
+        }
+    }
+}
+
+/// Looks at all of them; what the tokens are good for.
+pub(super) async fn run(site: &Site) -> Access {
+    let health = site.board.begin(Group::Routes, "health", None);
+    let ready = site.board.begin(Group::Routes, "ready", None);
+    let version = site.board.begin(Group::Routes, "version", None);
+    let relay = async {
+        health.run(healthy(site)).await;
+        ready.run(is_ready(site)).await;
+        version.run(same_version(site)).await
+    };
+    if !relay.await {
+        return Access::none("this is no relay, or its paths do not get through");
+    }
+    let token = site.board.begin(Group::Routes, "token", None);
+    let (access, ()) = join(tokens(site, token), closed(site)).await;
+    access
+}
+
+async fn healthy(site: &Site) -> Verdict {
+    match site.get(&site.stranger, "/healthz").await {
+        Ok(answer) if answer.status == StatusCode::OK => Verdict::pass("alive"),
+        Ok(answer) => site.unexpected_answer(&answer),
+        Err(error) => broken(&error),
+    }
+}
+
+async fn is_ready(site: &Site) -> Verdict {
+    match site.get(&site.stranger, "/readyz").await {
+        Ok(answer) if answer.status == StatusCode::OK => Verdict::pass(format!("takes work ({})", status_of(&answer))),
+        Ok(answer) if answer.status == StatusCode::SERVICE_UNAVAILABLE && json(&answer).is_some() => Verdict::warn(
+            format!("takes no work: {}", status_of(&answer)),
+            "if it is stopping, wait for its successor",
+        ),
+        Ok(answer) => site.unexpected_answer(&answer),
+        Err(error) => broken(&error),
+    }
+}
+
+async fn same_version(site: &Site) -> Verdict {
+    let answer = match site.get(&site.stranger, "/-/version").await {
+        Ok(answer) => answer,
+        Err(error) => return broken(&error),
+    };
+    let told = json(&answer).filter(|value| value.get("name").and_then(Value::as_str) == Some("tunnel"));
+    let Some(version) = told.as_ref().and_then(|value| value.get("version")?.as_str()) else {
+        return Verdict::fail(
+            format!("what answers is no relay of tunnel ({})", self::told(answer.status)),
+            "check the address, and that the proxy there sends all paths to the relay",
+        );
+    };
+    let ours = env!("CARGO_PKG_VERSION");
+    let verdict = if version == ours {
+        Verdict::pass(format!("{version}, as this program"))
+    } else {
+        Verdict::warn(
+            format!("the relay is {version}, this program {ours}"),
+            "update the older one",
+        )
+    };
+    verdict.with("relay", version).with("probe", ours)
+}
+
+fn json(answer: &Answer) -> Option<Value> {
+    serde_json::from_slice(&answer.body).ok()
+}
+
+fn status_of(answer: &Answer) -> String {
+    let value = json(answer).unwrap_or_default();
+    value
+        .get("status")
+        .and_then(Value::as_str)
+        .unwrap_or("no word")
+        .to_owned()
+}
+
+fn broken(error: &CallError) -> Verdict {
+    Verdict::fail(error, "something before the relay cuts connections; look into its log")
+}
+
+/// Whether the tokens are accepted, and what for.
+async fn tokens(site: &Site, check: Check) -> Access {
+    match accepted(site, &site.token).await {
+        Err(verdict) => {
+            let refused = verdict.1;
+            check.finish(verdict.0);
+            return Access {
+                refused,
+                ..Access::none("the token does not get through")
+            };
+        }
+        Ok(()) => {
+            check.finish(described(&site.token));
+        }
+    }
+    let mut access = Access {
+        bridge: may_attach(site).await,
+        api: may_request(site.api_token.as_ref().unwrap_or(&site.token)),
+        refused: false,
+    };
+    if let Some(token) = &site.api_token {
+        let check = site.board.begin(Group::Routes, "api token", None);
+        match accepted(site, token).await {
+            Err((verdict, refused)) => {
+                check.finish(verdict);
+                access.api = Err("the token of --api-token-file does not get through".to_owned());
+                access.refused = refused;
+            }
+            Ok(()) => drop(check.finish(described(token))),
+        }
+    }
+    access
+}
+
+/// Shows a token where any is good enough; the error tells whether the relay itself refused it.
+async fn accepted(site: &Site, token: &Secret) -> Result<(), (Verdict, bool)> {
+    let caller = site.stranger.with_token(token);
+    let (with, without) = join(
+        site.get(&caller, "/api/bridge"),
+        site.get(&site.stranger, "/api/bridge"),
+    )
+    .await;
+    let answer = match with {
+        Ok(answer) if answer.status == StatusCode::OK => return Ok(()),
+        Ok(answer) => answer,
+        Err(error) => return Err((broken(&error), false)),
+    };
+    if code(&answer.headers).as_deref() != Some("unauthorized") {
+        return Err((site.unexpected_answer(&answer), false));
+    }
+    let words = detail(&answer.body);
+    let unseen = without.is_ok_and(|without| detail(&without.body) == words);
+    if unseen || gets_in_otherwise(site, token).await {
+        let seen = "the token was sent, and the relay saw none: something removes the Authorization header";
+        return Err((Verdict::fail(seen, site.remedy(Cause::NoAuthorization)), false));
+    }
+    let remedy = "get a new one from the relay's operator: tunnel relay token --user NAME";
+    Err((Verdict::fail(format!("refused: {words}"), remedy), true))
+}
+
+/// Whether the token is good when it comes in another header.
+async fn gets_in_otherwise(site: &Site, token: &Secret) -> bool {
+    let Ok(mut key) = HeaderValue::from_str(token.expose()) else {
+        return false;
+    };
+    key.set_sensitive(true);
+    let headers = HeaderMap::from_iter([(X_API_KEY, key)]);
+    let asked = site.ask(&site.stranger, Method::GET, "/api/bridge", empty(), headers);
+    asked.await.is_ok_and(|answer| answer.status == StatusCode::OK)
+}
+
+fn described(token: &Secret) -> Verdict {
+    let Some(claims) = Claims::peek(token) else {
+        return Verdict::pass("accepted");
+    };
+    let scopes = claims
+        .scope
+        .as_deref()
+        .map_or(String::new(), |scope| format!(", for {scope}"));
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    let days = claims.exp.map(|end| end.saturating_sub(now.as_secs()) / (24 * 3600));
+    let end = days.map_or("never ends".to_owned(), |days| format!("ends in {days} days"));
+    let verdict = Verdict::pass(format!("accepted: user {}{scopes}, {end}", claims.sub));
+    verdict.with("user", claims.sub).with("daysLeft", days)
+}
+
+/// Whether the token is for bridges: a registration without content is refused for that reason, or for another.
+async fn may_attach(site: &Site) -> Result<(), String> {
+    let owner = site.owner();
+    let asked = site.ask(&owner, Method::POST, poll::REGISTER, full("{}"), HeaderMap::new());
+    match asked.await {
+        Ok(answer) if code(&answer.headers).as_deref() == Some("forbidden") => {
+            Err("the token is not for bridges (scope bridge)".to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the token is for requests, as far as it says itself: to ask could keep a request waiting for a bridge.
+fn may_request(token: &Secret) -> Result<(), String> {
+    let scope = Claims::peek(token).and_then(|claims| claims.scope).unwrap_or_default();
+    let has = |name| scope.split(' ').any(|scope| scope == name);
+    if has("bridge") && !has("api") {
+        return Err(
+            "the token is not for requests (scope api); give one that is with --api-token-file FILE".to_owned(),
+        );
+    }
+    Ok(())
+}
+
+/// A path that belongs to an upstream.
+const FORWARDED: &str = "/api/tags";
+
+/// Names a bridge that does not exist, so that no desktop hears of it.
+fn nowhere() -> HeaderMap {
+    let name = random::name().unwrap_or_else(|_| "nowhere".to_owned());
+    let value = HeaderValue::from_str(&name).unwrap_or(HeaderValue::from_static("nowhere"));
+    HeaderMap::from_iter([(TUNNEL_BRIDGE, value)])
+}
+
+/// Every route that needs a token.
+async fn closed(site: &Site) {
+    let routes = [
+        ("register", Method::POST, poll::REGISTER.to_owned()),
+        ("poll", Method::GET, format!("{}/probe?timeout=1", poll::POLL)),
+        ("respond", Method::POST, format!("{}/probe/probe", poll::RESPOND)),
+        ("heartbeat", Method::POST, format!("{}/probe", poll::HEARTBEAT)),
+        ("ws", Method::GET, ws::PATH.to_owned()),
+        ("forwarded", Method::GET, FORWARDED.to_owned()),
+    ];
+    let checks = routes.map(|(name, method, path)| {
+        let check = site.board.begin(Group::Routes, name, None);
+        check.run(is_closed(site, method, path))
+    });
+    join_all(checks).await;
+}
+
+/// Who is refused.
+struct Stranger {
+    what: &'static str,
+    caller: Caller,
+}
+
+async fn is_closed(site: &Site, method: Method, path: String) -> Verdict {
+    let garbage = Secret::new("garbage");
+    let mut strangers = vec![
+        Stranger {
+            what: "without a token",
+            caller: site.stranger.clone(),
+        },
+        Stranger {
+            what: "with garbage",
+            caller: site.stranger.with_token(&garbage),
+        },
+    ];
+    if let Some(expired) = &site.expired_token {
+        strangers.push(Stranger {
+            what: "with an expired token",
+            caller: site.stranger.with_token(expired),
+        });
+    }
+    let asked = strangers.iter().map(|stranger| {
+        let body = if method == Method::POST { full("{}") } else { empty() };
+        site.ask(&stranger.caller, method.clone(), &path, body, nowhere())
+    });
+    let answers = join_all(asked).await;
+    for (stranger, answer) in strangers.iter().zip(answers) {
+        match answer {
+            Ok(answer) if code(&answer.headers).as_deref() == Some("unauthorized") => {}
+            Ok(answer) => return not_closed(site, stranger.what, &answer),
+            Err(error) => return broken(&error),
+        }
+    }
+    let kinds: Vec<_> = strangers.iter().map(|stranger| stranger.what).collect();
+    Verdict::pass(format!("there, and closed {}", kinds.join(", ")))
+}
+
+fn not_closed(site: &Site, what: &str, answer: &Answer) -> Verdict {
+    if code(&answer.headers).is_some() {
+        return Verdict::fail(
+            format!("{what} the relay answered {}, not 401", told(answer.status)),
+            "update the relay; until then keep this path closed in the proxy before it",
+        );
+    }
+    if answer.status.is_success() {
+        return Verdict::fail(
+            format!("{what} something answered {}", told(answer.status)),
+            site.remedy(Cause::NotRouted),
+        );
+    }
+    site.unexpected_answer(answer)
+}

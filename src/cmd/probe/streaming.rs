@@ -1,0 +1,329 @@
+//! Answers and uploads piece by piece: each piece carries the time it was sent, so what holds pieces back shows as what it is.
+
+use std::time::Duration;
+
+use futures_util::future::join;
+use futures_util::stream;
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use super::remedy::Cause;
+use super::report::{Check, Group, Verdict, figure, ms};
+use super::site::{SMALL, Site};
+use super::through::Through;
+use crate::cmd::rig::upstream::{SINK, STREAM};
+use crate::cmd::rig::{now, now_us, pattern};
+use crate::transport::{collect, empty};
+
+const CHUNKS: u32 = 20;
+const EVERY: Duration = Duration::from_millis(100);
+/// Later than this behind the quickest piece, a piece was held back.
+const HELD: Duration = Duration::from_millis(150);
+/// A piece of an upload, octets.
+const PIECE: usize = 1000;
+
+/// Does all checks through one bridge.
+pub(super) async fn run(site: &Site, through: &Through) {
+    let begin = |name| site.board.begin(Group::Streaming, name, Some(through.transport));
+    let (ndjson, events, gzip, upload) = (begin("ndjson"), begin("sse"), begin("gzip"), begin("upload"));
+    let answers = async {
+        let (plain, compressed) = join(
+            join(
+                respond(site, through, ndjson, "ndjson"),
+                respond(site, through, events, "sse"),
+            ),
+            watch(site, through, "ndjson", "gzip"),
+        )
+        .await;
+        let in_time = plain.0 && plain.1;
+        gzip.finish(judge_gzip(site, compressed, in_time));
+    };
+    join(answers, upload.run(uploaded(site, through))).await;
+}
+
+/// Streams one answer; whether it came in time.
+async fn respond(site: &Site, through: &Through, check: Check, format: &'static str) -> bool {
+    check
+        .run(async {
+            match watch(site, through, format, "identity").await {
+                Ok(seen) => judge(site, &seen.pieces, Cause::ResponseBuffered),
+                Err(verdict) => verdict,
+            }
+        })
+        .await
+}
+
+/// What came of one streamed answer.
+struct Watched {
+    /// When each piece was sent and when it came.
+    pieces: Vec<Piece>,
+    /// How it was compressed on the way, if it was.
+    encoding: Option<String>,
+    /// When the first octet came, since the request.
+    first: Duration,
+}
+
+/// The times of one piece, since the process began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Piece {
+    sent: Duration,
+    came: Duration,
+}
+
+async fn watch(site: &Site, through: &Through, format: &str, accepts: &'static str) -> Result<Watched, Verdict> {
+    let path = format!(
+        "{STREAM}?chunks={CHUNKS}&every_us={}&format={format}",
+        EVERY.as_micros()
+    );
+    let began = now();
+    let asked = async {
+        let mut request = through.caller.request(Method::GET, &path, empty())?;
+        request
+            .headers_mut()
+            .insert(ACCEPT_ENCODING, HeaderValue::from_static(accepts));
+        through.caller.send(request).await
+    };
+    let response = asked
+        .await
+        .map_err(|error| Verdict::fail(error, site.remedy(Cause::ReadTimeout)))?;
+    site.fronts.learn(response.headers());
+    let (head, mut body) = response.into_parts();
+    if head.status != StatusCode::OK {
+        let body = collect(body, SMALL).await.unwrap_or_default();
+        return Err(site.unexpected(head.status, &head.headers, &body));
+    }
+    let encoding = head.headers.get(CONTENT_ENCODING).and_then(|value| value.to_str().ok());
+    let mut lines = Lines::default();
+    let mut first = None;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            let seen = format!("broke off after {} of {CHUNKS} pieces: {error}", lines.pieces.len());
+            Verdict::fail(seen, site.remedy(Cause::ReadTimeout))
+        })?;
+        if let Some(data) = frame.data_ref() {
+            first.get_or_insert_with(|| now() - began);
+            lines.take(data, now());
+        }
+    }
+    Ok(Watched {
+        pieces: lines.pieces,
+        encoding: encoding.filter(|encoding| *encoding != "identity").map(str::to_owned),
+        first: first.unwrap_or_else(|| now() - began),
+    })
+}
+
+/// Puts lines together and reads the times in them.
+#[derive(Default)]
+struct Lines {
+    rest: Vec<u8>,
+    pieces: Vec<Piece>,
+}
+
+impl Lines {
+    fn take(&mut self, octets: &[u8], came: Duration) {
+        self.rest.extend_from_slice(octets);
+        while let Some(end) = self.rest.iter().position(|octet| *octet == b'\n') {
+            let line: Vec<u8> = self.rest.drain(..=end).collect();
+            let line = line.strip_prefix(b"data: ").unwrap_or(&line);
+            let sent = serde_json::from_slice::<Value>(line).ok();
+            if let Some(sent) = sent.and_then(|value| value["sentUs"].as_u64()) {
+                self.pieces.push(Piece {
+                    sent: Duration::from_micros(sent),
+                    came,
+                });
+            }
+        }
+    }
+}
+
+/// How pieces came along.
+#[derive(Debug, PartialEq, Eq)]
+enum Flow {
+    /// As they were sent.
+    InTime,
+    /// Some waited for others.
+    Bunched,
+    /// All waited for the last.
+    Whole,
+    /// Not all came.
+    Missing,
+}
+
+fn flow(pieces: &[Piece]) -> Flow {
+    let late = |piece: &Piece| piece.came.saturating_sub(piece.sent);
+    let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
+        return Flow::Missing;
+    };
+    if pieces.len() < CHUNKS as usize {
+        return Flow::Missing;
+    }
+    let quickest = pieces.iter().map(late).min().unwrap_or_default();
+    let slowest = pieces.iter().map(late).max().unwrap_or_default();
+    let lasted = last.sent.saturating_sub(first.sent);
+    if late(first) >= lasted * 7 / 10 {
+        Flow::Whole
+    } else if slowest > quickest * 2 + HELD {
+        Flow::Bunched
+    } else {
+        Flow::InTime
+    }
+}
+
+fn judge(site: &Site, pieces: &[Piece], buffered: Cause) -> Verdict {
+    let late = |piece: &Piece| piece.came.saturating_sub(piece.sent);
+    let slowest = pieces.iter().map(late).max().unwrap_or_default();
+    let gaps: Vec<Duration> = pieces
+        .windows(2)
+        .map(|pair| pair[1].came.saturating_sub(pair[0].came))
+        .collect();
+    let longest = gaps.iter().max().copied().unwrap_or_default();
+    let uploads = buffered == Cause::RequestBuffered;
+    let verdict = match flow(pieces) {
+        Flow::InTime => Verdict::pass(format!("pieces at most {} on their way", ms(slowest))),
+        Flow::Bunched => Verdict::warn(
+            format!("pieces come in bunches, up to {} late", ms(slowest)),
+            site.remedy(if uploads { buffered } else { Cause::ResponseBunched }),
+        ),
+        Flow::Whole if uploads => Verdict::warn(
+            "request buffered: its first piece arrived with its last",
+            site.remedy(buffered),
+        ),
+        Flow::Whole => Verdict::fail(
+            format!(
+                "response buffered: its first piece came {} late, with its last",
+                ms(late(&pieces[0]))
+            ),
+            site.remedy(buffered),
+        ),
+        Flow::Missing => Verdict::fail(
+            format!("{} of {CHUNKS} pieces came", pieces.len()),
+            site.remedy(Cause::ReadTimeout),
+        ),
+    };
+    verdict
+        .with("latestMs", figure(slowest))
+        .with("longestGapMs", figure(longest))
+        .with("gapsMs", gaps.into_iter().map(figure).collect::<Vec<_>>())
+}
+
+/// Whether compression, where the caller takes it, holds back what comes in time without.
+fn judge_gzip(site: &Site, compressed: Result<Watched, Verdict>, in_time_without: bool) -> Verdict {
+    let watched = match compressed {
+        Ok(watched) => watched,
+        Err(verdict) => return verdict,
+    };
+    if !in_time_without {
+        return Verdict::skipped("streams do not come in time without it either");
+    }
+    let lasts = EVERY * (CHUNKS - 1);
+    match watched.encoding {
+        None => Verdict::pass("nothing on the way compresses streams"),
+        Some(encoding) if watched.first >= lasts * 7 / 10 => Verdict::fail(
+            format!(
+                "held back by {encoding}: the first octet came after {}",
+                ms(watched.first)
+            ),
+            site.remedy(Cause::Gzip),
+        ),
+        Some(encoding) => Verdict::warn(
+            format!("compressed by {encoding} on the way, still in time"),
+            site.remedy(Cause::Gzip),
+        ),
+    }
+}
+
+/// Sends a body piece by piece; the upstream tells when each arrived.
+async fn uploaded(site: &Site, through: &Through) -> Verdict {
+    let began = Instant::now();
+    let (times, mut sent) = mpsc::channel(CHUNKS as usize);
+    let pieces = stream::unfold((0_u32, times), move |(number, times)| async move {
+        if number == CHUNKS {
+            return None;
+        }
+        sleep_until(began + EVERY * number).await;
+        let piece = pattern::piece(u64::from(number) * PIECE as u64, PIECE);
+        times.try_send(now_us()).ok()?;
+        Some((Ok(Frame::data(piece)), (number + 1, times)))
+    });
+    let body = StreamBody::new(pieces).boxed_unsync();
+    let kind = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))]);
+    let answer = match site.ask(&through.caller, Method::POST, SINK, body, kind).await {
+        Ok(answer) if answer.status == StatusCode::OK => answer,
+        Ok(answer) => return site.unexpected_answer(&answer),
+        Err(error) => return Verdict::fail(error, site.remedy(Cause::ReadTimeout)),
+    };
+    let seen: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    if seen["octets"] != json!(u64::from(CHUNKS) * PIECE as u64) || !seen["wrongAt"].is_null() {
+        return Verdict::fail(
+            "the upload did not arrive as it was sent",
+            site.remedy(Cause::BadGateway),
+        );
+    }
+    let sent: Vec<u64> = std::iter::from_fn(|| sent.try_recv().ok()).collect();
+    judge(site, &arrivals(&seen, &sent), Cause::RequestBuffered)
+}
+
+/// When each piece was sent, and when the last octet of it arrived.
+fn arrivals(seen: &Value, sent: &[u64]) -> Vec<Piece> {
+    let arrived: Vec<(u64, u64)> = serde_json::from_value(seen["arrivals"].clone()).unwrap_or_default();
+    let pieces = sent.iter().enumerate().filter_map(|(number, sent)| {
+        let end = (number as u64 + 1) * PIECE as u64;
+        let (_, came) = arrived.iter().find(|(octets, _)| *octets >= end)?;
+        Some(Piece {
+            sent: Duration::from_micros(*sent),
+            came: Duration::from_micros(*came),
+        })
+    });
+    pieces.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pieces(late_ms: impl Fn(u64) -> u64) -> Vec<Piece> {
+        (0..u64::from(CHUNKS))
+            .map(|number| Piece {
+                sent: Duration::from_millis(1000 + number * 100),
+                came: Duration::from_millis(1000 + number * 100 + late_ms(number)),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn what_holds_pieces_back_shows_as_what_it_is() {
+        assert_eq!(flow(&pieces(|_| 3)), Flow::InTime);
+        assert_eq!(flow(&pieces(|_| 400)), Flow::InTime, "a long way is no buffer");
+        assert_eq!(flow(&pieces(|number| 1900 - number * 100)), Flow::Whole);
+        assert_eq!(flow(&pieces(|number| 2500 - number * 100)), Flow::Whole);
+        assert_eq!(flow(&pieces(|number| (4 - number % 5) * 100)), Flow::Bunched);
+        assert_eq!(flow(&pieces(|number| if number < 19 { 200 } else { 1 })), Flow::Bunched);
+        assert_eq!(flow(&pieces(|_| 3)[..7]), Flow::Missing);
+        assert_eq!(flow(&[]), Flow::Missing);
+    }
+
+    #[test]
+    fn lines_are_read_however_they_are_cut() {
+        let text = b"data: {\"number\":0,\"sentUs\":5}\n\ndata: {\"number\":1,\"sentUs\":9}\n\n";
+        for cut in 0..text.len() {
+            let mut lines = Lines::default();
+            lines.take(&text[..cut], Duration::from_secs(1));
+            lines.take(&text[cut..], Duration::from_secs(2));
+            let sent: Vec<_> = lines.pieces.iter().map(|piece| piece.sent.as_micros()).collect();
+            assert_eq!(sent, [5, 9], "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_piece_of_an_upload_arrives_with_its_last_octet() {
+        let seen = json!({"arrivals": [[500, 10], [1500, 20], [2000, 30]]});
+        let found = arrivals(&seen, &[1, 2, 3]);
+        let came: Vec<_> = found.iter().map(|piece| piece.came.as_micros()).collect();
+        assert_eq!(came, [20, 30]);
+    }
+}

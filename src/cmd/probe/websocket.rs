@@ -1,0 +1,219 @@
+//! The upgrade to a WebSocket, and what stands in its way where it does not come about.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{
+    AUTHORIZATION, CONNECTION, HOST, ORIGIN, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use tokio::time::{sleep, timeout};
+
+use super::remedy::Cause;
+use super::report::{Group, Verdict, figure, ms};
+use super::site::{Site, code, detail, told};
+use crate::random;
+use crate::transport::attach::{ConnectError, Hello};
+use crate::transport::collect;
+use crate::transport::headers::{TUNNEL_BRIDGE_NAME, TUNNEL_CLIENT_ID, TUNNEL_EPHEMERAL, TUNNEL_INSTANCE};
+use crate::transport::ws::bridge::connect;
+use crate::transport::ws::mux::Event;
+use crate::transport::ws::{self, SUBPROTOCOL, close};
+
+/// Longer than any answer to an upgrade takes that comes at all.
+const UPGRADE_WITHIN: Duration = Duration::from_secs(8);
+/// A pong that takes longer never comes.
+const PONG_WITHIN: Duration = Duration::from_secs(3);
+/// Between two looks whether it came.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// A page that is nobody's.
+const FOREIGN: &str = "https://probe.invalid";
+
+/// Looks; the error is why no bridge can connect by WebSocket.
+pub(super) async fn run(site: &Site, allowed: &Result<(), String>) -> Result<(), String> {
+    let begin = |name| site.board.begin(Group::Websocket, name, None);
+    let (upgrade, ping, origin) = (begin("upgrade"), begin("ping"), begin("origin"));
+    if let Err(why) = allowed {
+        for check in [upgrade, ping, origin] {
+            check.finish(Verdict::skipped(why));
+        }
+        return Err(why.clone());
+    }
+    match timeout(UPGRADE_WITHIN, connected(site)).await {
+        Ok(Ok(round_trip)) => {
+            upgrade.finish(Verdict::pass(format!("101, {SUBPROTOCOL}")));
+            ping.finish(match round_trip {
+                Some(time) => Verdict::pass(format!("round trip {}", ms(time))).with("roundTripMs", figure(time)),
+                None => Verdict::fail("no answer to a ping", site.remedy(Cause::UpgradeSilent)),
+            });
+            origin.run(foreign(site)).await;
+            Ok(())
+        }
+        failed => {
+            let verdict = match failed {
+                Ok(Err(error)) => in_the_way(site, &error).await,
+                _ => Verdict::fail(
+                    format!("no answer to the upgrade within {} s", UPGRADE_WITHIN.as_secs()),
+                    site.remedy(Cause::UpgradeSilent),
+                ),
+            };
+            upgrade.finish(verdict);
+            for check in [ping, origin] {
+                check.finish(Verdict::skipped("WebSocket does not get through"));
+            }
+            Err("WebSocket does not get through".to_owned())
+        }
+    }
+}
+
+fn hello(site: &Site) -> Result<Hello, ConnectError> {
+    let name = || random::name().map_err(|error| ConnectError::Lost(error.to_string()));
+    let client_id = name()?;
+    Ok(Hello {
+        token: site.token.clone(),
+        name: format!("probe-{}", &client_id[..12]),
+        client_id,
+        instance: name()?,
+        priority: 0,
+        ephemeral: true,
+    })
+}
+
+/// Connects as a bridge does and pings; none if no pong came.
+async fn connected(site: &Site) -> Result<Option<Duration>, ConnectError> {
+    // A link pings as soon as it is there.
+    let (mux, mut driver, _) = connect(&site.dialer, &site.relay, &hello(site)?, || ()).await?;
+    let measured = async {
+        while mux.pulse().round_trip().is_none() {
+            sleep(LOOK_EVERY).await;
+        }
+        mux.pulse().round_trip()
+    };
+    // The relay's own request waits for its answer while this link lives.
+    let mut streams = Vec::new();
+    let driven = async {
+        loop {
+            match driver.next().await {
+                Event::Ended(_) => return,
+                Event::Stream(stream) => streams.push(stream),
+                Event::Text(_) => {}
+            }
+        }
+    };
+    let measured = tokio::select! {
+        () = driven => None,
+        measured = timeout(PONG_WITHIN, measured) => measured.unwrap_or_default(),
+    };
+    mux.close(close::NORMAL, "done");
+    let goodbye = async { while !matches!(driver.next().await, Event::Ended(_)) {} };
+    // A relay that is not told finds out by itself.
+    let _ = timeout(PONG_WITHIN, goodbye).await;
+    Ok(measured)
+}
+
+/// What kept the upgrade from coming about.
+async fn in_the_way(site: &Site, error: &ConnectError) -> Verdict {
+    match error {
+        ConnectError::Refused { code, .. } if code == "upgrade_required" => {
+            // A second look tells who it was that took the headers away.
+            let _ = asked(site, None).await;
+            Verdict::fail(
+                "426: the request arrived without its Upgrade header, which a proxy removed",
+                site.remedy(Cause::NoUpgrade),
+            )
+        }
+        ConnectError::Refused { code, .. } if code == "not_found" => {
+            Verdict::skipped("the relay offers no WebSocket (its option --transports)")
+        }
+        ConnectError::NotUpgraded { status, .. } => {
+            let _ = asked(site, None).await;
+            not_upgraded(site, *status)
+        }
+        ConnectError::Handshake(_) | ConnectError::Broken(_) => {
+            Verdict::fail(error, site.remedy(Cause::UpgradeRefused))
+        }
+        other => Verdict::fail(other, ""),
+    }
+}
+
+fn not_upgraded(site: &Site, status: StatusCode) -> Verdict {
+    let (means, cause) = match status.as_u16() {
+        200..=299 => ("something answered it as a plain request", Cause::NoUpgrade),
+        301..=308 => ("something sends it elsewhere", Cause::NotRouted),
+        400 | 426 => ("a proxy removed or refused the Upgrade header", Cause::NoUpgrade),
+        401 | 403 => ("a rule before the relay refuses it", Cause::UpgradeRefused),
+        404 | 405 => ("the path does not reach the relay", Cause::NotRouted),
+        502 | 503 => ("a proxy cannot bring it to the relay", Cause::BadGateway),
+        504 | 524 => (
+            "a proxy waits for an answer as to a plain request",
+            Cause::UpgradeSilent,
+        ),
+        _ => ("a proxy does not pass it on", Cause::NoUpgrade),
+    };
+    Verdict::fail(format!("{} instead of 101: {means}", told(status)), site.remedy(cause))
+        .with("status", status.as_u16())
+}
+
+/// A page of another origin must not connect as a bridge.
+async fn foreign(site: &Site) -> Verdict {
+    match asked(site, Some(FOREIGN)).await {
+        Ok((status, headers, body)) => match (status, code(&headers).as_deref()) {
+            (StatusCode::FORBIDDEN, Some("forbidden")) => Verdict::pass("a foreign page is refused with 403"),
+            (StatusCode::SWITCHING_PROTOCOLS, _) => Verdict::warn(
+                "a foreign page could connect as a bridge, if it had a token",
+                "let the Origin header through to the relay, which refuses such pages",
+            ),
+            (_, Some(code)) => Verdict::fail(
+                format!("the relay answered {} ({code}): {}", told(status), detail(&body)),
+                "",
+            ),
+            // Somebody before the relay refuses it: that keeps the page out as well.
+            (status, None) if status.is_client_error() => {
+                Verdict::pass(format!("a foreign page is refused with {}", status.as_u16()))
+            }
+            (status, None) => Verdict::fail(format!("{} from something before the relay", told(status)), ""),
+        },
+        Err(error) => Verdict::fail(error, site.remedy(Cause::UpgradeRefused)),
+    }
+}
+
+/// Asks for the upgrade and gives what is answered, whatever it is.
+async fn asked(site: &Site, origin: Option<&str>) -> Result<(StatusCode, HeaderMap, Bytes), String> {
+    let stream = site
+        .dialer
+        .dial(site.relay.origin())
+        .await
+        .map_err(|error| error.to_string())?;
+    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
+    let (mut sender, connection) = handshake.await.map_err(|error| error.to_string())?;
+    // Ends with the sender.
+    tokio::spawn(connection);
+    let hello = hello(site).map_err(|error| error.to_string())?;
+    let mut request = Request::get(site.relay.path(ws::PATH))
+        .header(HOST, site.relay.origin().authority())
+        .header(CONNECTION, "Upgrade")
+        .header(UPGRADE, "websocket")
+        .header(SEC_WEBSOCKET_VERSION, "13")
+        .header(SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ==")
+        .header(SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL)
+        .header(AUTHORIZATION, hello.token.bearer())
+        .header(TUNNEL_CLIENT_ID, hello.client_id)
+        .header(TUNNEL_INSTANCE, hello.instance)
+        .header(TUNNEL_BRIDGE_NAME, hello.name)
+        .header(TUNNEL_EPHEMERAL, "1");
+    if let Some(origin) = origin {
+        request = request.header(ORIGIN, origin);
+    }
+    let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
+    let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+    site.fronts.learn(response.headers());
+    let (head, body) = response.into_parts();
+    let body = if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        Bytes::new()
+    } else {
+        collect(body, super::site::SMALL).await.unwrap_or_default()
+    };
+    Ok((head.status, head.headers, body))
+}
