@@ -125,7 +125,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Subcommands::Relay(args) => relay::main(*args),
         Subcommands::Bridge(args) => bridge::main(*args, &status),
-        Subcommands::Probe(args) => probe::main(*args, &status),
+        Subcommands::Probe(args) => probe::main(&args, &status),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

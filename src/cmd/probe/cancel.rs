@@ -10,12 +10,15 @@ use super::remedy::Cause;
 use super::report::{Group, Verdict, figure, ms};
 use super::site::Site;
 use super::through::Through;
+use crate::cmd::rig::caller::CallError;
 use crate::cmd::rig::now;
 use crate::cmd::rig::upstream::{HANG, Upstream};
 use crate::transport::empty;
 
 /// Time for a request to arrive that gives no sign of it.
 const ON_ITS_WAY: Duration = Duration::from_millis(800);
+/// An answer that comes piece by piece has begun by then.
+const BEGUN_WITHIN: Duration = Duration::from_secs(4);
 /// Quick enough that nobody's work is lost.
 const QUICK: Duration = Duration::from_secs(1);
 /// Who does not know by then will not for long.
@@ -39,22 +42,21 @@ async fn left(site: &Site, through: &Through, upstream: &Upstream, head: bool) -
         Ok(request) => request,
         Err(error) => return Verdict::skipped(error),
     };
-    if head {
-        match through.caller.send(request).await {
-            Ok(mut response) if response.status().is_success() => {
-                // The first piece, then the caller is gone with the response.
-                let _ = timeout(KNOWN_WITHIN, response.body_mut().frame()).await;
-            }
-            Ok(response) => return site.unexpected(response.status(), response.headers(), &[]),
-            Err(error) => return Verdict::fail(error, site.remedy(Cause::BadGateway)),
-        }
-    } else {
-        let waiting = timeout(ON_ITS_WAY, through.caller.send(request)).await;
-        if let Ok(Ok(response)) = waiting {
-            return site.unexpected(response.status(), response.headers(), &[]);
-        }
-    }
+    let waited = timeout(if head { BEGUN_WITHIN } else { ON_ITS_WAY }, async {
+        let mut response = through.caller.send(request).await?;
+        let first = response.body_mut().frame().await;
+        Ok::<_, CallError>((response, first.is_some()))
+    });
+    // Held while the time of leaving is noted, then dropped.
+    let held = match waited.await {
+        Ok(Ok((response, true))) if head && response.status().is_success() => Some(response),
+        Ok(Ok((response, _))) => return site.unexpected(response.status(), response.headers(), &[]),
+        Ok(Err(error)) => return Verdict::fail(error, site.remedy(Cause::BadGateway)),
+        Err(_) if head => return Verdict::skipped("answers do not come piece by piece: see streaming"),
+        Err(_) => None,
+    };
     let gone = now();
+    drop(held);
     match timeout(KNOWN_WITHIN, told).await {
         Ok(Ok(at)) => {
             let took = at.saturating_sub(gone);

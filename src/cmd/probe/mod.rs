@@ -120,7 +120,7 @@ fn origin(text: &str) -> Result<HeaderValue, String> {
 ///
 /// # Errors
 /// [`Failure`] with its exit code.
-pub fn main(args: Args, bars: &MultiProgress) -> Result<(), Failure> {
+pub fn main(args: &Args, bars: &MultiProgress) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -129,8 +129,8 @@ pub fn main(args: Args, bars: &MultiProgress) -> Result<(), Failure> {
         let shutdown = Shutdown::new();
         tokio::spawn(shutdown.clone().on_signals("stopping"));
         match &args.health {
-            Some(url) => health(&args, url).await,
-            None => probe(&args, bars, &shutdown).await,
+            Some(url) => health(args, url).await,
+            None => probe(args, bars, &shutdown).await,
         }
     })
 }
@@ -320,7 +320,7 @@ fn show(args: &Args, report: &Report, before: Option<&[Finding]>) -> Result<(), 
             .find(same)
             .is_none_or(|old| old.outcome != finding.outcome)
     });
-    let rows: String = changed.map(|finding| table::row(finding, colours)).collect();
+    let rows = table::rows(changed, colours);
     if !rows.is_empty() {
         let time = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
         print(&format!(

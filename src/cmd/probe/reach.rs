@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use http::Version;
 use http::header::DATE;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout};
 
@@ -15,6 +16,10 @@ use super::site::Site;
 use crate::transport::dial::{DialError, Origin, Stream};
 use crate::transport::empty;
 
+/// A request line that no server takes.
+const NONSENSE: &[u8] = b"GET /\x01 HTTP/1.1\r\nHost: probe.invalid\r\nConnection: close\r\n\r\n";
+/// The most that is read of the answer to it, octets.
+const ANSWER: u64 = 8 * 1024;
 /// One address may take so long.
 const CONNECT: Duration = Duration::from_secs(5);
 /// A certificate that ends sooner should have been renewed.
@@ -64,7 +69,29 @@ pub(super) async fn run(site: &Site) -> bool {
     if !connected {
         return false;
     }
-    http_and_clock(site).await
+    let check = board.begin(Group::Reach, "front", None);
+    let answers = http_and_clock(site).await;
+    check.run(front(site)).await;
+    answers
+}
+
+/// Who answers before the relay does: such servers answer nonsense by themselves, in words of their own.
+async fn front(site: &Site) -> Verdict {
+    let asked = async {
+        let mut stream = site.dialer.dial(site.relay.origin()).await.ok()?;
+        stream.write_all(NONSENSE).await.ok()?;
+        let mut answer = Vec::new();
+        // However it ends, what came so far counts.
+        let _ = timeout(CONNECT, stream.take(ANSWER).read_to_end(&mut answer)).await;
+        Some(String::from_utf8_lossy(&answer).into_owned())
+    };
+    if let Ok(Some(answer)) = timeout(CONNECT, asked).await {
+        site.fronts.learn_raw(&answer);
+    }
+    match site.fronts.name() {
+        Some(name) => Verdict::pass(format!("{name} stands before the relay")).with("front", name),
+        None => Verdict::pass("nothing that tells its name stands before the relay"),
+    }
 }
 
 async fn resolve(origin: &Origin) -> Result<Vec<SocketAddr>, String> {

@@ -1,9 +1,9 @@
 //! What to change where a check does not pass: for the proxy that was seen, or for the usual ones.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use http::HeaderMap;
 use http::header::{SERVER, VIA};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// What stands before the relay, as far as its answers tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +42,9 @@ impl Front {
     }
 }
 
+/// What haproxy says to a request that is none.
+const HAPROXY_WORDS: &str = "Your browser sent an invalid request.";
+
 /// What was seen of the front so far; shared by all checks.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Fronts(Arc<Mutex<Option<Front>>>);
@@ -50,13 +53,40 @@ impl Fronts {
     /// Learns from an answer.
     pub(super) fn learn(&self, headers: &HeaderMap) {
         if let Some(front) = Front::of(headers) {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(front);
+            self.set(front);
         }
+    }
+
+    /// Learns from the raw answer to a request that is none, to which a front answers by itself.
+    pub(super) fn learn_raw(&self, answer: &str) {
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
+        let named = head.lines().filter_map(|line| line.split_once(':'));
+        let named = named.filter_map(|(name, value)| {
+            let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+            Some((name, HeaderValue::from_str(value.trim()).ok()?))
+        });
+        self.learn(&named.collect());
+        if body.contains(HAPROXY_WORDS) {
+            self.set(Front::Haproxy);
+        }
+    }
+
+    /// Its name, if it is known.
+    pub(super) fn name(&self) -> Option<&'static str> {
+        self.lock().map(front_name)
+    }
+
+    fn set(&self, front: Front) {
+        *self.lock() = Some(front);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Front>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is there to be done about a cause.
     pub(super) fn remedy(&self, cause: Cause) -> String {
-        cause.remedy(*self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        cause.remedy(*self.lock())
     }
 }
 
@@ -71,8 +101,8 @@ pub(super) enum Cause {
     UpgradeSilent,
     /// Answers are held until they are whole.
     ResponseBuffered,
-    /// Answers come in bunches.
-    ResponseBunched,
+    /// Pieces come in bunches.
+    Bunched,
     /// Uploads are held until they are whole.
     RequestBuffered,
     /// Compression holds streams back.
@@ -113,7 +143,7 @@ impl Cause {
             .iter()
             .map(|(front, setting)| format!("{}: {setting}", front_name(*front)))
             .collect();
-        format!("in the proxy before the relay. {}", all.join(". "))
+        format!("in the proxy before the relay: {}", all.join(" · "))
     }
 
     fn settings(self) -> &'static [(Front, &'static str)] {
@@ -162,12 +192,12 @@ impl Cause {
                 ),
                 (
                     Haproxy,
-                    "remove filters and Lua services that collect answers, and http-response wait-for-body",
+                    "remove http-response wait-for-body, and filters that collect answers",
                 ),
                 (Caddy, "remove response_buffers from reverse_proxy"),
                 (Cloudflare, "a configuration rule with response body buffering: none"),
             ],
-            Self::ResponseBunched => &[
+            Self::Bunched => &[
                 (Nginx, "tcp_nodelay on; proxy_buffering off;"),
                 (Haproxy, "option http-no-delay"),
                 (Caddy, "remove flush_interval from reverse_proxy"),
@@ -327,7 +357,6 @@ fn front_name(front: Front) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
 
     fn seen(name: http::HeaderName, value: &'static str) -> Fronts {
         let fronts = Fronts::default();
@@ -343,6 +372,20 @@ mod tests {
         assert_eq!(caddy, "Caddy: remove response_buffers from reverse_proxy");
         let cloudflare = seen(http::HeaderName::from_static("cf-ray"), "8").remedy(Cause::NoUpgrade);
         assert!(cloudflare.starts_with("Cloudflare: "), "{cloudflare}");
+    }
+
+    #[test]
+    fn haproxy_is_known_by_what_it_says_to_nonsense() {
+        let fronts = Fronts::default();
+        fronts.learn_raw("HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n");
+        assert_eq!(fronts.name(), None, "the relay itself");
+        fronts.learn_raw(
+            "HTTP/1.1 400 Bad request\r\nContent-Type: text/html\r\n\r\n<html><body><h1>400 Bad request</h1>\n\
+             Your browser sent an invalid request.\n</body></html>\n",
+        );
+        assert_eq!(fronts.name(), Some("haproxy"));
+        fronts.learn_raw("HTTP/1.1 400 Bad Request\r\nServer: nginx\r\n\r\n");
+        assert_eq!(fronts.name(), Some("nginx"));
     }
 
     #[test]

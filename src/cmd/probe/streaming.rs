@@ -187,7 +187,7 @@ fn judge(site: &Site, pieces: &[Piece], buffered: Cause) -> Verdict {
         Flow::InTime => Verdict::pass(format!("pieces at most {} on their way", ms(slowest))),
         Flow::Bunched => Verdict::warn(
             format!("pieces come in bunches, up to {} late", ms(slowest)),
-            site.remedy(if uploads { buffered } else { Cause::ResponseBunched }),
+            site.remedy(Cause::Bunched),
         ),
         Flow::Whole if uploads => Verdict::warn(
             "request buffered: its first piece arrived with its last",

@@ -18,15 +18,32 @@ const INDENT: usize = MARK + CHECK + TRANSPORT + TOOK + 4;
 /// All findings, and how many there are of each kind.
 pub(super) fn whole(report: &Report, colours: bool) -> String {
     let mut text = format!("{} · tunnel {}\n\n", report.relay, report.version);
-    for finding in &report.findings {
-        text.push_str(&row(finding, colours));
-    }
+    text.push_str(&rows(&report.findings, colours));
     let _ = write!(text, "\n{} in {:.1} s", sentence(report.summary), report.took_ms / 1e3);
     text
 }
 
-/// One finding with its remedy.
-pub(super) fn row(finding: &Finding, colours: bool) -> String {
+/// Findings, each with its remedy; one that was told already is not told again.
+pub(super) fn rows<'a>(findings: impl IntoIterator<Item = &'a Finding>, colours: bool) -> String {
+    let mut text = String::new();
+    let mut told: Vec<&str> = Vec::new();
+    for finding in findings {
+        text.push_str(&row(finding, colours));
+        let Some(remedy) = &finding.remedy else {
+            continue;
+        };
+        text.push_str(&" ".repeat(MARK + 1));
+        if told.contains(&remedy.as_str()) {
+            text.push_str("→ as above\n");
+        } else {
+            put(&mut text, &format!("→ {remedy}"), MARK + 1);
+            told.push(remedy);
+        }
+    }
+    text
+}
+
+fn row(finding: &Finding, colours: bool) -> String {
     let (mark, style) = match finding.outcome {
         Outcome::Pass => ("pass", Style::new().green()),
         Outcome::Warn => ("warn", Style::new().yellow()),
@@ -45,10 +62,6 @@ pub(super) fn row(finding: &Finding, colours: bool) -> String {
         style.apply_to(format!("{mark:MARK$}"))
     );
     put(&mut text, &finding.seen, INDENT);
-    if let Some(remedy) = &finding.remedy {
-        text.push_str(&" ".repeat(MARK + 1));
-        put(&mut text, &format!("→ {remedy}"), MARK + 1);
-    }
     text
 }
 
@@ -94,4 +107,30 @@ pub(super) fn sentence(summary: Summary) -> String {
         }
     }
     parts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cmd::probe::progress::Progress;
+    use crate::cmd::probe::report::{Board, Group, Verdict};
+
+    #[test]
+    fn no_line_is_wider_than_a_terminal_and_no_remedy_is_told_twice() {
+        let progress = Progress::new(&indicatif::MultiProgress::new());
+        let board = Board::new(std::time::Duration::from_secs(1), &[], progress);
+        let words = "a rather long sentence about what was seen, ".repeat(6);
+        let remedy = "and what can be done about it in all of the usual proxies; ".repeat(5);
+        for transport in [
+            crate::bridge::choice::Transport::Ws,
+            crate::bridge::choice::Transport::Poll,
+        ] {
+            let check = board.begin(Group::Websocket, "100 at once", Some(transport));
+            check.finish(Verdict::fail(&words, remedy.clone()));
+        }
+        let text = rows(&board.findings(), false);
+        assert!(text.lines().all(|line| measure_text_width(line) <= WIDTH), "{text}");
+        assert_eq!(text.matches("can be done about it").count(), 5, "{text}");
+        assert!(text.contains("→ as above"), "{text}");
+    }
 }

@@ -40,7 +40,7 @@ pub(in crate::cmd) const SINK: &str = "/rig/sink";
 pub(in crate::cmd) const STREAM: &str = "/rig/stream";
 /// `?ms=T`: an answer after so long.
 pub(in crate::cmd) const SLOW: &str = "/rig/slow";
-/// `?id=NAME&head=0|1`: a head, or nothing, and then nothing until the caller leaves.
+/// `?id=NAME&head=0|1`: nothing at all, or words without end, until the caller leaves.
 pub(in crate::cmd) const HANG: &str = "/rig/hang";
 /// The method as it arrived.
 pub(in crate::cmd) const METHOD: HeaderName = HeaderName::from_static("rig-method");
@@ -49,6 +49,8 @@ pub(in crate::cmd) const TWICE: HeaderName = HeaderName::from_static("rig-twice"
 
 /// Who hangs longer was forgotten.
 const LONGEST_HANG: Duration = Duration::from_secs(600);
+/// Between two words of an answer without end.
+const WORD: Duration = Duration::from_millis(100);
 /// Pieces of an upload whose arrival is told.
 const MOST_ARRIVALS: usize = 256;
 
@@ -170,13 +172,13 @@ impl Server {
             drop(told);
             return Response::new(empty());
         }
-        let first = stream::iter([Ok(Frame::data(Bytes::from_static(b"begun\n")))]);
-        let rest = stream::once(async move {
-            sleep(LONGEST_HANG).await;
-            drop(told);
-            Ok(Frame::data(Bytes::from_static(b"forgotten\n")))
+        // As a model writes: that the caller is gone shows at the next word at the latest.
+        let words = stream::unfold((told, 0_u32), |(told, number)| async move {
+            sleep(if number == 0 { Duration::ZERO } else { WORD }).await;
+            let word = Frame::data(Bytes::from_static(b"word\n"));
+            (WORD * number < LONGEST_HANG).then_some((Ok(word), (told, number + 1)))
         });
-        Response::new(StreamBody::new(futures_util::StreamExt::chain(first, rest)).boxed_unsync())
+        Response::new(StreamBody::new(words).boxed_unsync())
     }
 }
 
