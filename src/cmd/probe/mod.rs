@@ -29,12 +29,14 @@ use futures_util::future::{join, join_all};
 use http::HeaderValue;
 use indicatif::MultiProgress;
 use tokio::time::{Instant, sleep};
+use tokio_util::task::TaskTracker;
 
 use self::progress::Progress;
 use self::report::{Board, Finding, Group, Outcome, Report, Summary, Verdict};
 use self::site::Site;
 use self::through::Through;
 use super::access::{NetworkArgs, RelayArgs, read_secret};
+use super::rig::bridge::said;
 use super::rig::caller::Caller;
 use super::rig::upstream::Upstream;
 use super::{Exit, Failure, duration, print};
@@ -165,8 +167,8 @@ async fn probe(args: &Args, bars: &MultiProgress, shutdown: &Shutdown) -> Result
             () = shutdown.draining() => None,
         };
         progress.clear();
+        said(&site.goodbyes).await;
         let Some(looked) = looked else {
-            // The bridges say goodbye, or end with this process.
             return Err(anyhow::anyhow!("stopped before it was done").into());
         };
         let refused = looked?;
@@ -208,6 +210,7 @@ fn site(args: &Args, progress: &Progress) -> Result<Site, Failure> {
         expired_token: secret("--expired-token-file", &args.expired_token_file)?,
         board: Board::new(args.timeout, &args.only, progress.clone()),
         fronts: remedy::Fronts::default(),
+        goodbyes: TaskTracker::new(),
     })
 }
 
@@ -241,7 +244,6 @@ async fn look(args: &Args, site: &Site) -> Result<bool, Failure> {
             .map(|(transport, gets_through)| open(site, &upstream, transport, gets_through.and(access.api.clone())));
         let ways: Vec<Through> = join_all(ways).await.into_iter().flatten().collect();
         through(args, site, &upstream, &ways).await;
-        join_all(ways.into_iter().map(|way| way.bridge.stop())).await;
     }
     Ok(access.refused)
 }

@@ -6,13 +6,12 @@ use futures_util::future::join;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde::Serialize;
-use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::remedy::Cause;
 use super::report::{Group, Verdict, figure, ms};
 use super::routes::Access;
-use super::site::{Site, code};
+use super::site::{SMALL, Site, code};
 use crate::cmd::rig::caller::{Answer, CallError};
 use crate::random;
 use crate::transport::full;
@@ -107,7 +106,6 @@ async fn walk(site: &Site) -> Result<Times, Trouble> {
         Ok(at)
     };
     let ((sent, answer, done), polled) = join(called, polled).await;
-    poller.leave().await;
     let at = polled?;
     match answer {
         Ok(answer) if answer.status == StatusCode::OK && &answer.body[..] == WORDS.as_bytes() => Ok(Times {
@@ -121,6 +119,24 @@ async fn walk(site: &Site) -> Result<Times, Trouble> {
 
 /// What the caller is answered.
 const WORDS: &str = "answered by hand";
+
+impl Drop for Poller<'_> {
+    /// The relay need not wait for this bridge any more.
+    fn drop(&mut self) {
+        let path = format!("{HEARTBEAT}/{}", self.id);
+        let (owner, headers, registered) = (self.site.owner(), self.headers(), !self.id.is_empty());
+        let goodbye = async move {
+            if let Ok(mut request) = owner.request(Method::POST, &path, full(r#"{"drain":true}"#)) {
+                request.headers_mut().extend(headers);
+                // If it does not hear this, it finds out by itself.
+                let _ = owner.fetch(request, SMALL).await;
+            }
+        };
+        if registered {
+            self.site.goodbyes.spawn(goodbye);
+        }
+    }
+}
 
 impl<'a> Poller<'a> {
     async fn register(site: &'a Site) -> Result<Self, Trouble> {
@@ -175,14 +191,6 @@ impl<'a> Poller<'a> {
             ..Default::default()
         };
         self.post(&path, &answer).await.map(drop)
-    }
-
-    /// The relay need not wait for this bridge any more.
-    async fn leave(&self) {
-        // If it does not hear this, it finds out by itself.
-        let _ = self
-            .post(&format!("{HEARTBEAT}/{}", self.id), &json!({"drain": true}))
-            .await;
     }
 
     async fn post(&self, path: &str, message: &impl Serialize) -> Result<Answer, Trouble> {

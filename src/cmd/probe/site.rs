@@ -3,6 +3,7 @@
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::Value;
+use tokio_util::task::TaskTracker;
 
 use super::remedy::{Cause, Fronts};
 use super::report::{Board, Verdict};
@@ -28,6 +29,8 @@ pub(super) struct Site {
     pub(super) expired_token: Option<Secret>,
     pub(super) board: Board,
     pub(super) fronts: Fronts,
+    /// Those who have to tell the relay that they end.
+    pub(super) goodbyes: TaskTracker,
 }
 
 impl Site {

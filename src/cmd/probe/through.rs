@@ -23,13 +23,11 @@ impl Through {
             token: site.token.clone(),
             transport,
             upstream: upstream.address(),
+            goodbyes: site.goodbyes.clone(),
         })
         .await?;
         let caller = site.caller();
-        if let Err(why) = bridge.reached_by(&caller).await {
-            bridge.stop().await;
-            return Err(why);
-        }
+        bridge.reached_by(&caller).await?;
         Ok(Self {
             transport,
             caller: caller.to_bridge(bridge.name()),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::{HeaderMap, Method, StatusCode};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
+use tokio_util::task::TaskTracker;
 
 use super::caller::Caller;
 use crate::bridge::choice::{Mode, Timing, Transport};
@@ -24,8 +25,14 @@ use crate::transport::empty;
 const READY_WITHIN: Duration = Duration::from_secs(10);
 /// Between two looks whether they do.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// A bridge that is told to end does so within this.
+/// Who is told to end does so within this; a relay that cannot be told finds out by itself.
 const GOODBYE: Duration = Duration::from_secs(2);
+
+/// Waits until everybody who ended has said goodbye.
+pub(in crate::cmd) async fn said(goodbyes: &TaskTracker) {
+    goodbyes.close();
+    let _ = timeout(GOODBYE, goodbyes.wait()).await;
+}
 
 /// What a bridge is made of.
 pub(in crate::cmd) struct Plan {
@@ -34,9 +41,11 @@ pub(in crate::cmd) struct Plan {
     pub(in crate::cmd) token: Secret,
     pub(in crate::cmd) transport: Transport,
     pub(in crate::cmd) upstream: SocketAddr,
+    /// The bridge lives in it, until its goodbye is said.
+    pub(in crate::cmd) goodbyes: TaskTracker,
 }
 
-/// A connected bridge; dropping it cuts it, [`EphemeralBridge::stop`] says goodbye.
+/// A connected bridge; dropped, it says goodbye to the relay: wait for that with [`Plan::goodbyes`].
 pub(in crate::cmd) struct EphemeralBridge {
     name: String,
     status: Arc<Status>,
@@ -75,7 +84,8 @@ impl EphemeralBridge {
         let name = config.name.clone();
         let status = Arc::new(Status::default());
         let shutdown = Shutdown::new();
-        let task = tokio::spawn(bridge::run(config, Arc::clone(&status), shutdown.clone()));
+        let running = bridge::run(config, Arc::clone(&status), shutdown.clone());
+        let task = plan.goodbyes.spawn(running);
         let mut bridge = Self {
             name,
             status,
@@ -139,17 +149,10 @@ impl EphemeralBridge {
     pub(in crate::cmd) fn status(&self) -> &Arc<Status> {
         &self.status
     }
-
-    /// Ends it; the relay is told.
-    pub(in crate::cmd) async fn stop(mut self) {
-        self.shutdown.end();
-        // A relay that cannot be told finds out by itself.
-        let _ = timeout(GOODBYE, &mut self.task).await;
-    }
 }
 
 impl Drop for EphemeralBridge {
     fn drop(&mut self) {
-        self.task.abort();
+        self.shutdown.end();
     }
 }
