@@ -50,8 +50,9 @@ Examples:
   TUNNEL_TOKEN=… tunnel probe --relay https://relay.example.com --long --json > report.json
   tunnel probe --health http://127.0.0.1:8080
 
-The probe brings its own bridge with a small model behind it: it needs no Ollama, takes nobody's requests
-and leaves nothing behind. The token comes from the variable TUNNEL_TOKEN or from --token-file.";
+The probe brings its own bridge with a small model behind it: it needs no Ollama, takes
+nobody's requests and leaves nothing behind. The token comes from the variable TUNNEL_TOKEN or
+from --token-file.";
 
 /// How long a word of the model behind the probe's bridge takes.
 const PACE: Duration = Duration::from_millis(5);
