@@ -3,6 +3,7 @@
 mod access;
 pub mod bridge;
 pub mod demo;
+mod edge;
 pub mod probe;
 mod proxy;
 pub mod relay;

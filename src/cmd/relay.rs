@@ -10,18 +10,20 @@ use clap::Subcommand;
 use tokio::net::TcpListener;
 use tokio::runtime;
 
+use super::edge::EdgeArgs;
 use super::{Failure, demo, duration, print, size, tell};
 use crate::platform::raise_open_files;
 use crate::relay::auth::Scopes;
 use crate::relay::auth::tokens::Tokens;
 use crate::relay::config::{Config, Limits, Transports};
-use crate::relay::{self, Relay};
+use crate::relay::{self, Relay, Sockets};
 use crate::shutdown::Shutdown;
 use crate::{files, random};
 
 const EXAMPLE: &str = "\
-Example:
+Examples:
   tunnel relay --listen 127.0.0.1:8080
+  tunnel relay --listen 0.0.0.0:443 --acme-domain relay.example.com
   tunnel relay token --user ann";
 
 const TOKEN_EXAMPLE: &str = "\
@@ -59,6 +61,8 @@ pub struct Args {
     worker_threads: u16,
     #[command(flatten)]
     secret: SecretArgs,
+    #[command(flatten)]
+    edge: EdgeArgs,
     #[command(flatten)]
     transports: TransportArgs,
     #[command(flatten)]
@@ -147,7 +151,7 @@ struct TokenArgs {
     expires: Expiry,
 }
 
-fn address(text: &str) -> Result<SocketAddr, String> {
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| "write an address and a port, as in 127.0.0.1:8080 or 0.0.0.0:8080".to_owned())
 }
@@ -196,7 +200,7 @@ impl Args {
         if !(8 * 1024..=1024 * 1024).contains(&head_size) {
             return Err(Failure::usage("--max-header-size must be between 8KiB and 1MiB"));
         }
-        Ok(Config {
+        let mut config = Config {
             cors_origins: self.cors_origins.clone(),
             wait_for_bridge: self.wait_for_bridge,
             grace: self.grace,
@@ -216,7 +220,10 @@ impl Args {
                 body: limits.max_body,
                 idle: limits.idle_timeout,
             },
-        })
+            ..Config::default()
+        };
+        self.edge.apply(&mut config, || self.secret.folder())?;
+        Ok(config)
     }
 }
 
@@ -228,17 +235,21 @@ fn is_origin(text: &str) -> bool {
 }
 
 impl SecretArgs {
-    fn path(&self) -> Result<PathBuf, Failure> {
-        if let Some(path) = &self.jwt_secret_file {
-            return Ok(path.clone());
-        }
-        let folder = match &self.data_dir {
-            Some(folder) => folder.clone(),
+    /// The data folder.
+    fn folder(&self) -> Result<PathBuf, Failure> {
+        match &self.data_dir {
+            Some(folder) => Ok(folder.clone()),
             None => dirs::data_local_dir()
                 .map(|data| data.join("tunnel"))
-                .ok_or_else(|| Failure::usage("there is no home folder here: name one with --data-dir DIR"))?,
-        };
-        Ok(folder.join("jwt.secret"))
+                .ok_or_else(|| Failure::usage("there is no home folder here: name one with --data-dir DIR")),
+        }
+    }
+
+    fn path(&self) -> Result<PathBuf, Failure> {
+        match &self.jwt_secret_file {
+            Some(path) => Ok(path.clone()),
+            None => Ok(self.folder()?.join("jwt.secret")),
+        }
     }
 
     /// The options again, for a command that must use the same secret.
@@ -324,17 +335,36 @@ fn serve(args: Args) -> Result<(), Failure> {
     .context("cannot start the runtime")?;
     runtime.block_on(async {
         if args.demo.is_wanted() {
+            if args.edge.is_tls() {
+                return Err(Failure::usage(
+                    "--demo is without TLS: leave out --tls-cert and --acme-domain",
+                ));
+            }
             return demo::run(args.demo, args.listen, config).await;
         }
         let (tokens, made) = args.secret.load()?;
-        let listener = listen(args.listen).await?;
-        let address = listener.local_addr().context("cannot tell the address")?;
-        welcome(address, made.as_deref(), &args.secret);
+        let sockets = sockets(&args).await?;
+        welcome(&args, &sockets, made.as_deref())?;
         let shutdown = Shutdown::new();
         tokio::spawn(shutdown.clone().on_signals(STOPPING));
-        relay::serve(listener, Relay::new(config, tokens, shutdown)).await;
+        relay::serve(sockets, Relay::new(config, tokens, shutdown)).await;
         Ok(())
     })
+}
+
+async fn sockets(args: &Args) -> Result<Sockets, Failure> {
+    let main = listen(args.listen).await?;
+    let http =
+        match args.edge.http_listen() {
+            Some(address) => {
+                let bound = TcpListener::bind(address).await;
+                Some(bound.with_context(|| {
+                    format!("cannot listen on {address} (--http-listen); is another program there?")
+                })?)
+            }
+            None => None,
+        };
+    Ok(Sockets { main, http })
 }
 
 /// Binds the address.
@@ -355,16 +385,30 @@ pub(super) fn warn_if_public(address: SocketAddr) {
     }
 }
 
-fn welcome(address: SocketAddr, made: Option<&Path>, secret: &SecretArgs) {
+fn welcome(args: &Args, sockets: &Sockets, made: Option<&Path>) -> Result<(), Failure> {
+    let address = sockets.main.local_addr().context("cannot tell the address")?;
+    let edge = &args.edge;
     if let Some(path) = made {
         tell(&format!("Made a new secret for tokens: {}", path.display()));
     }
-    tell(&format!("The relay listens on http://{address}"));
+    let scheme = if edge.is_tls() { "https" } else { "http" };
+    tell(&format!("The relay listens on {scheme}://{address}"));
+    if let Some(http) = &sockets.http {
+        let http = http.local_addr().context("cannot tell the address")?;
+        tell(&format!("It sends callers of http://{http} on to https"));
+    }
     tell(&format!(
         "Next, a token:        tunnel relay token --user NAME{}",
-        secret.repeated()
+        args.secret.repeated()
     ));
-    tell("Then, on the desktop: TUNNEL_TOKEN=… tunnel bridge --relay URL-OF-THIS-RELAY");
-    warn_if_public(address);
-    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "relay started");
+    let url = edge.url(address);
+    let url = url.as_deref().unwrap_or("URL-OF-THIS-RELAY");
+    tell(&format!(
+        "Then, on the desktop: TUNNEL_TOKEN=… tunnel bridge --relay {url}"
+    ));
+    if !edge.is_tls() && !edge.is_behind_proxy() {
+        warn_if_public(address);
+    }
+    tracing::info!(%address, scheme, version = env!("CARGO_PKG_VERSION"), "relay started");
+    Ok(())
 }

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use super::host::PublicUrl;
+use super::proxies::Proxies;
+use super::tls::Tls;
+
 /// What a relay is run with; `cmd::relay` makes it of arguments.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -13,6 +17,12 @@ pub struct Config {
     pub grace: Duration,
     /// The transports bridges are offered.
     pub transports: Transports,
+    /// TLS on the port for callers and bridges; in clear, if none.
+    pub tls: Option<Tls>,
+    /// The proxies in front whose word on who calls is taken.
+    pub proxies: Proxies,
+    /// Where the relay is reached from outside, if that was said.
+    pub public_url: Option<PublicUrl>,
     /// The bounds.
     pub limits: Limits,
 }
@@ -83,6 +93,9 @@ impl Default for Config {
                 poll: true,
                 prefer_ws: 100,
             },
+            tls: None,
+            proxies: Proxies::default(),
+            public_url: None,
             limits: Limits::default(),
         }
     }

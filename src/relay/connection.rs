@@ -1,31 +1,38 @@
-//! One connection of a caller or a bridge: HTTP/1.1 or HTTP/2 on it, how long it may be idle, and how it is closed.
+//! One connection of a caller or a bridge: TLS where the relay does it, HTTP/1.1 or HTTP/2 on it, how long it may be idle.
+//! Its bytes, and how it is closed, are in [`stream`].
 
-use std::io;
+mod stream;
+
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::HeaderValue;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
+pub use self::stream::CallerIo;
+use self::stream::Tcp;
+use super::tls::Tls;
 use super::{Relay, config::Limits, handle};
 use crate::transport::socket;
 
 /// What one HTTP/2 stream may have unsent, octets.
 const HTTP2_SEND_BUFFER: usize = 32 * 1024;
-/// How long a connection is drained before it is closed: what a caller still sends while it does not yet read our answer.
-const LINGER: Duration = Duration::from_secs(5);
-/// A caller that sends nothing more for so long is not waited for.
-const LINGER_SILENCE: Duration = Duration::from_secs(1);
+/// Which port a connection came in by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// The one for callers and bridges.
+    Main,
+    /// The one that answers a CA, and sends everybody else to the other.
+    Redirect,
+}
 
 /// What the requests of one connection share.
 #[derive(Debug, Clone)]
@@ -34,6 +41,11 @@ pub struct Caller(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     address: SocketAddr,
+    door: Door,
+    /// The relay itself does TLS on it.
+    is_tls: bool,
+    /// A proxy whose word on who calls is taken.
+    is_trusted: bool,
     forwarded_for: HeaderValue,
     broken: Arc<AtomicBool>,
     upgraded: Arc<AtomicBool>,
@@ -48,10 +60,13 @@ struct Shared {
 }
 
 impl Caller {
-    fn new(address: SocketAddr, late: bool) -> Self {
+    fn new(relay: &Relay, address: SocketAddr, door: Door) -> Self {
         Self(Arc::new(Shared {
             address,
-            late,
+            door,
+            is_tls: door == Door::Main && relay.config.tls.is_some(),
+            is_trusted: relay.config.proxies.trust(address.ip()),
+            late: relay.shutdown.is_draining(),
             forwarded_for: HeaderValue::from_str(&address.ip().to_canonical().to_string())
                 .unwrap_or_else(|_| HeaderValue::from_static("unknown")),
             broken: Arc::default(),
@@ -69,7 +84,22 @@ impl Caller {
         self.0.address
     }
 
-    /// The same, for the header `X-Forwarded-For`.
+    /// Which port it came in by.
+    pub fn door(&self) -> Door {
+        self.0.door
+    }
+
+    /// Whether the relay itself does TLS on it.
+    pub fn is_tls(&self) -> bool {
+        self.0.is_tls
+    }
+
+    /// Whether it comes from a proxy whose word on who calls is taken.
+    pub fn is_trusted(&self) -> bool {
+        self.0.is_trusted
+    }
+
+    /// Where it comes from, for the header `X-Forwarded-For`.
     pub fn forwarded_for(&self) -> HeaderValue {
         self.0.forwarded_for.clone()
     }
@@ -145,11 +175,28 @@ impl Drop for Active {
 }
 
 /// Serves a connection until it ends, is idle for too long, or the relay stops.
-pub async fn serve(relay: Arc<Relay>, stream: TcpStream, address: SocketAddr, permit: OwnedSemaphorePermit) {
+pub async fn serve(
+    relay: Arc<Relay>,
+    stream: TcpStream,
+    address: SocketAddr,
+    door: Door,
+    permit: OwnedSemaphorePermit,
+) {
     socket::tune_server(&stream, relay.config.limits.idle);
-    let caller = Caller::new(address, relay.shutdown.is_draining());
+    let caller = Caller::new(&relay, address, door);
     let stream = Arc::new(stream);
-    let io = CallerIo::new(Arc::clone(&stream), &caller, permit);
+    let upgraded = Arc::clone(&caller.0.upgraded);
+    let tcp = Tcp::new(Arc::clone(&stream), caller.broken(), upgraded, permit);
+    let io = match &relay.config.tls {
+        Some(tls) if caller.is_tls() => {
+            // In a box, or every connection would hold room for it.
+            match Box::pin(handshake(&relay, tls, &caller, tcp)).await {
+                Some(io) => io,
+                None => return,
+            }
+        }
+        _ => CallerIo::Plain(tcp),
+    };
     let service = {
         let relay = Arc::clone(&relay);
         let caller = caller.clone();
@@ -197,6 +244,26 @@ pub async fn serve(relay: Arc<Relay>, stream: TcpStream, address: SocketAddr, pe
     }
 }
 
+/// TLS, within the time that the first request has anyway; none if there is nothing to serve after it.
+async fn handshake(relay: &Relay, tls: &Tls, caller: &Caller, tcp: Tcp) -> Option<CallerIo> {
+    let deadline = caller.0.opened + relay.config.limits.first_head;
+    let peer = caller.address();
+    tokio::select! {
+        accepted = tls.accept(tcp) => match accepted {
+            Ok(stream) => stream.map(|stream| CallerIo::Tls(Box::new(stream))),
+            Err(error) => {
+                tracing::debug!(%peer, %error, "no TLS came about");
+                None
+            }
+        },
+        () = sleep_until(deadline) => {
+            tracing::debug!(%peer, "no TLS came about in time");
+            None
+        }
+        () = relay.shutdown.ended() => None,
+    }
+}
+
 /// Resolves when the connection should take no further request.
 async fn drained(relay: &Relay, caller: &Caller) {
     relay.shutdown.draining().await;
@@ -235,128 +302,4 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(20));
     builder
-}
-
-/// The socket of a connection: closes so that an early answer is still read, and resets when it must not look whole.
-#[derive(Debug)]
-pub struct CallerIo {
-    stream: Arc<TcpStream>,
-    broken: Arc<AtomicBool>,
-    upgraded: Arc<AtomicBool>,
-    linger: Option<Linger>,
-    _permit: OwnedSemaphorePermit,
-}
-
-#[derive(Debug)]
-struct Linger {
-    until: Instant,
-    timer: Pin<Box<Sleep>>,
-}
-
-impl CallerIo {
-    fn new(stream: Arc<TcpStream>, caller: &Caller, permit: OwnedSemaphorePermit) -> Self {
-        Self {
-            stream,
-            broken: caller.broken(),
-            upgraded: Arc::clone(&caller.0.upgraded),
-            linger: None,
-            _permit: permit,
-        }
-    }
-
-    /// Sets the options of a link, for a connection that became one.
-    pub fn tune_link(&self) {
-        socket::tune_link(&self.stream);
-    }
-}
-
-impl CallerIo {
-    fn poll_read_some(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.stream.poll_read_ready(cx))?;
-            let room = buf.remaining();
-            let mut read = None;
-            let outcome = self.stream.try_io(Interest::READABLE, || {
-                let length = self.stream.try_read_buf(buf)?;
-                read = Some(length);
-                // Less than there was room for: the socket is empty. Saying so here, of the readiness from before the read,
-                // spares the call that would find out, and cannot lose what another thread just told of.
-                if (1..room).contains(&length) {
-                    return Err(io::ErrorKind::WouldBlock.into());
-                }
-                Ok(())
-            });
-            match outcome {
-                _ if read.is_some() => return Poll::Ready(Ok(())),
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(error)),
-                _ => {}
-            }
-        }
-    }
-}
-
-impl AsyncRead for CallerIo {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.poll_read_some(cx, buf)
-    }
-}
-
-impl AsyncWrite for CallerIo {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.stream.poll_write_ready(cx))?;
-            match self.stream.try_write(buf) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
-            }
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    /// Closes our side, then reads on for a little: closing with bytes unread makes the system reset the connection, and
-    /// the answer would be lost on its way.
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.linger.is_none() {
-            socket::close_writing(&self.stream)?;
-            if self.upgraded.load(Ordering::Acquire) {
-                return Poll::Ready(Ok(()));
-            }
-            self.linger = Some(Linger {
-                until: Instant::now() + LINGER,
-                timer: Box::pin(sleep(LINGER_SILENCE)),
-            });
-        }
-        let Some(mut linger) = self.linger.take() else {
-            return Poll::Ready(Ok(()));
-        };
-        let mut scrap = [0; 16 * 1024];
-        loop {
-            if linger.timer.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Ok(()));
-            }
-            let mut buf = ReadBuf::new(&mut scrap);
-            match self.poll_read_some(cx, &mut buf) {
-                Poll::Pending => {
-                    self.linger = Some(linger);
-                    return Poll::Pending;
-                }
-                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
-                // The end of file, or an error that changes nothing any more.
-                Poll::Ready(_) => return Poll::Ready(Ok(())),
-            }
-            let next = (Instant::now() + LINGER_SILENCE).min(linger.until);
-            linger.timer.as_mut().reset(next);
-        }
-    }
-}
-
-impl Drop for CallerIo {
-    fn drop(&mut self) {
-        if self.broken.load(Ordering::Acquire) {
-            socket::reset_on_close(&self.stream);
-        }
-    }
 }

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, HOST};
 use http::uri::PathAndQuery;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -18,15 +18,14 @@ use super::Relay;
 use super::auth::Identity;
 use super::connection::{Active, Caller};
 use super::error::{Code, Error};
+use super::proxies::Told;
 use super::registry::{InFlight, Session};
 use super::router::Target;
+use crate::transport::headers::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
 use crate::transport::idle::{Activity, IdleLimit};
 use crate::transport::{Body, BoxError, ExchangeError, Link, empty, headers, upgrade};
 
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// What an exchange holds as long as it lasts.
 struct Held {
@@ -113,6 +112,7 @@ fn outgoing(
         .map_err(|_| Error::new(Code::BadRequest, "the path cannot be forwarded"))?;
     parts.uri = Uri::from(path);
     parts.version = Version::HTTP_11;
+    let told = parts.extensions.remove::<Told>();
     // The connection that hyper would upgrade is ours, not the bridge's.
     parts.extensions = http::Extensions::new();
     let upgrades = headers::is_upgrade(&parts.headers);
@@ -122,13 +122,7 @@ fn outgoing(
     if let Some(host) = host.and_then(|host| HeaderValue::from_str(&host).ok()) {
         parts.headers.insert(HOST, host);
     }
-    parts.headers.insert(X_FORWARDED_FOR, caller.forwarded_for());
-    parts
-        .headers
-        .insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-    if let Some(host) = parts.headers.get(HOST).cloned() {
-        parts.headers.insert(X_FORWARDED_HOST, host);
-    }
+    set_forwarded(&mut parts.headers, caller, told);
     let body = if http_body::Body::is_end_stream(&body) {
         empty()
     } else {
@@ -141,6 +135,24 @@ fn outgoing(
         .boxed_unsync()
     };
     Ok(Request::from_parts(parts, body))
+}
+
+/// Tells the upstream who calls, and how.
+fn set_forwarded(headers: &mut HeaderMap, caller: &Caller, told: Option<Told>) {
+    let mut address = caller.forwarded_for();
+    let mut is_tls = caller.is_tls();
+    let mut host = headers.get(HOST).cloned();
+    if let Some(told) = told {
+        address = HeaderValue::from_str(&told.address.to_string()).unwrap_or(address);
+        is_tls = told.is_tls.unwrap_or(is_tls);
+        host = told.host.or(host);
+    }
+    headers.insert(X_FORWARDED_FOR, address);
+    let proto = HeaderValue::from_static(if is_tls { "https" } else { "http" });
+    headers.insert(X_FORWARDED_PROTO, proto);
+    if let Some(host) = host {
+        headers.insert(X_FORWARDED_HOST, host);
+    }
 }
 
 fn body_too_large() -> Error {

@@ -3,6 +3,8 @@
 //! A caller's request walks down this list: [`connection`] (one TCP connection), [`router`] (whose path it is), [`auth`] (who
 //! asks), [`dispatch`] (to which bridge, and back), [`registry`] (which bridges there are). A bridge's walks into
 //! [`session`] or [`polling`]; what the relay answers itself is in [`own`]; [`error`] and [`cors`] finish every answer.
+//! At the network's edge are [`tls`], [`redirect`] (the port for plain HTTP beside it), [`proxies`] (those in front) and
+//! [`host`] (how the outside calls the relay).
 
 pub mod auth;
 pub mod config;
@@ -10,18 +12,22 @@ pub mod connection;
 pub mod cors;
 pub mod dispatch;
 pub mod error;
+pub mod host;
 pub mod own;
 pub mod polling;
+pub mod proxies;
+pub mod redirect;
 pub mod registry;
 pub mod router;
 pub mod session;
+pub mod tls;
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use http::header::{CONNECTION, ORIGIN};
+use http::header::{CONNECTION, ORIGIN, STRICT_TRANSPORT_SECURITY};
 use http::uri::Uri;
 use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
@@ -30,7 +36,7 @@ use tokio::sync::Semaphore;
 
 use self::auth::tokens::Tokens;
 use self::config::Config;
-use self::connection::{Active, Caller};
+use self::connection::{Active, Caller, Door};
 use self::cors::Cors;
 use self::error::{Code, Error, Shape};
 use self::polling::Pollers;
@@ -44,6 +50,10 @@ use crate::transport::headers::X_REQUEST_ID;
 const SWEEP: Duration = Duration::from_secs(5);
 /// More than the allocator serves from memory it holds in small pages, octets.
 const LARGE: usize = 1 << 20;
+/// Connections at once to the port that sends callers on to `https://`.
+const REDIRECTS: usize = 256;
+/// For a year, browsers that were here come by TLS only.
+const HSTS: HeaderValue = HeaderValue::from_static("max-age=31536000");
 /// After the system could not accept a connection (descriptors are used up, for one).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -63,7 +73,24 @@ pub struct Relay {
     /// How it stops.
     pub shutdown: Shutdown,
     connections: Arc<Semaphore>,
+    redirects: Arc<Semaphore>,
+    port: OnceLock<u16>,
     request_ids: RequestIds,
+}
+
+/// The sockets of a relay; whoever calls [`serve`] binds them.
+#[derive(Debug)]
+pub struct Sockets {
+    /// For callers and bridges.
+    pub main: TcpListener,
+    /// For plain HTTP beside TLS: see [`redirect`].
+    pub http: Option<TcpListener>,
+}
+
+impl From<TcpListener> for Sockets {
+    fn from(main: TcpListener) -> Self {
+        Self { main, http: None }
+    }
 }
 
 impl Relay {
@@ -74,6 +101,8 @@ impl Relay {
             pollers: Pollers::default(),
             cors: Cors::new(config.cors_origins.clone()),
             connections: Arc::new(Semaphore::new(config.limits.connections)),
+            redirects: Arc::new(Semaphore::new(REDIRECTS)),
+            port: OnceLock::new(),
             request_ids: RequestIds::new(),
             config,
             tokens,
@@ -85,19 +114,32 @@ impl Relay {
     pub fn free_connections(&self) -> usize {
         self.connections.available_permits()
     }
+
+    /// The port for callers and bridges.
+    fn port(&self) -> u16 {
+        self.port.get().copied().unwrap_or(443)
+    }
 }
 
 /// Serves until the shutdown, then finishes what is in flight within the grace period. Bridges that poll need fresh connections to
 /// finish: the port is kept open for them, and for nobody else.
-pub async fn serve(listener: TcpListener, relay: Arc<Relay>) {
+pub async fn serve(sockets: impl Into<Sockets>, relay: Arc<Relay>) {
+    let Sockets { main: listener, http } = sockets.into();
+    if let Ok(address) = listener.local_addr() {
+        // Served once.
+        let _ = relay.port.set(address.port());
+    }
     tokio::select! {
-        () = accept(&listener, &relay) => {}
+        () = accept(&listener, Door::Main, &relay) => {}
+        () = redirect(http.as_ref(), &relay) => {}
+        () = keep_certificate(http.is_some(), &relay) => {}
         () = sweep(&relay) => {}
         () = relay.shutdown.draining() => {}
     }
+    drop(http);
     let mut finish = std::pin::pin!(relay.shutdown.finish(relay.config.grace));
     tokio::select! {
-        () = accept(&listener, &relay) => {}
+        () = accept(&listener, Door::Main, &relay) => {}
         () = relay.pollers.finished() => {}
         () = &mut finish => return,
     }
@@ -105,15 +147,33 @@ pub async fn serve(listener: TcpListener, relay: Arc<Relay>) {
     finish.await;
 }
 
-async fn accept(listener: &TcpListener, relay: &Arc<Relay>) {
+async fn redirect(listener: Option<&TcpListener>, relay: &Arc<Relay>) {
+    match listener {
+        Some(listener) => accept(listener, Door::Redirect, relay).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn keep_certificate(http: bool, relay: &Relay) {
+    match &relay.config.tls {
+        Some(tls) => match tls.keep_fresh(http).await {},
+        None => std::future::pending().await,
+    }
+}
+
+async fn accept(listener: &TcpListener, door: Door, relay: &Arc<Relay>) {
+    let room = match door {
+        Door::Main => &relay.connections,
+        Door::Redirect => &relay.redirects,
+    };
     loop {
         // Past the limit, callers wait in the system's queue until somebody leaves.
-        let Ok(permit) = Arc::clone(&relay.connections).acquire_owned().await else {
+        let Ok(permit) = Arc::clone(room).acquire_owned().await else {
             return;
         };
         match listener.accept().await {
             Ok((stream, address)) => {
-                let connection = connection::serve(Arc::clone(relay), stream, address, permit);
+                let connection = connection::serve(Arc::clone(relay), stream, address, door, permit);
                 relay.shutdown.tracker().spawn(connection);
             }
             Err(error) => {
@@ -145,6 +205,9 @@ async fn handle(
     active: Active,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
+    if caller.door() == Door::Redirect {
+        return Ok(redirect::answer(&relay, &request));
+    }
     let id = relay.request_ids.next();
     let origin = request.headers().get(ORIGIN).cloned();
     let mut response = match relay.cors.preflight(request.method(), request.headers()) {
@@ -156,6 +219,9 @@ async fn handle(
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    if caller.is_tls() {
+        response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, HSTS);
     }
     response.headers_mut().insert(X_REQUEST_ID, id);
     Ok(response)
@@ -171,6 +237,12 @@ async fn answer(
     let method = request.method().clone();
     let uri = request.uri().clone();
     request.headers_mut().insert(X_REQUEST_ID, id.clone());
+    let mut peer = None;
+    if caller.is_trusted() {
+        let told = relay.config.proxies.read(caller.address().ip(), request.headers());
+        peer = Some(told.address);
+        request.extensions_mut().insert(told);
+    }
     let answered = respond(relay, caller, active, request).await;
     let path = uri.path();
     match answered {
@@ -179,7 +251,7 @@ async fn answer(
             response
         }
         Err(error) => {
-            let peer = caller.address();
+            let peer = peer.map_or_else(|| caller.address().to_string(), |peer| peer.to_string());
             match error.reason {
                 Some(reason) => tracing::info!(?id, %peer, %method, path, reason, "refused"),
                 None => tracing::debug!(?id, %peer, %method, path, %error, "refused"),

@@ -1,7 +1,7 @@
 //! What every hop does to header fields (protocol.md section 4): one set of functions for both transports and both ends.
 
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN,
     PROXY_AUTHORIZATION, REFERER, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
 };
 
@@ -29,11 +29,17 @@ pub const TUNNEL_BRIDGE: HeaderName = HeaderName::from_static("tunnel-bridge");
 pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// Names an exchange in the logs of relay and bridge, and to the caller.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// From a proxy: where the caller is. To the bridge: the relay's own word on it.
+pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// The scheme that the caller used.
+pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// The host that the caller named.
+pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// From a proxy: where the caller is.
+pub const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
-const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 
 /// Whether the message asks for (or announces) another protocol on its connection (RFC 9110 §7.8).
 pub fn is_upgrade(headers: &HeaderMap) -> bool {
