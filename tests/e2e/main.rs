@@ -9,12 +9,15 @@
 
 mod harness;
 
+#[cfg(target_os = "linux")]
+mod acme;
 mod breaking;
 mod corporate;
 mod cors;
 mod desktops;
 mod draining;
 mod early;
+mod edge;
 mod encryption;
 mod hostile;
 mod integrity;
@@ -36,5 +39,6 @@ mod shipped;
 mod shipped_ws;
 mod streaming;
 mod switching;
+mod tls;
 mod tokens;
 mod upgrades;

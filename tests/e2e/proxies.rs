@@ -13,7 +13,9 @@ use tunnel::transport::full;
 use crate::harness::bridge::Transport;
 use crate::harness::caller::Raw;
 use crate::harness::programs::{Front, Gateway, PASSWORD, Program, USER};
-use crate::harness::{Caller, Path, TestBridge, TestRelay, Upstream, chunk, ready, text, until, until_within, within};
+use crate::harness::{
+    Caller, Path, TestBridge, TestRelay, Upstream, chat_in_lock_step, chunk, ready, text, until, until_within, within,
+};
 
 /// Longer than any of the proxies here lets a connection be silent.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -56,22 +58,6 @@ impl Behind {
     async fn distant_caller(&self) -> Caller {
         Caller::connect(self.front.address, &self.token).await
     }
-}
-
-/// A chat whose every piece is sent only after the one before it was seen.
-async fn chat_in_lock_step(upstream: &Upstream, caller: &mut Caller) {
-    let (answer, mut response) = tokio::join!(
-        async { upstream.next().await.begin(Response::builder()) },
-        caller.post("/api/chat", "{}"),
-    );
-    assert_eq!(response.status(), 200);
-    for number in 0..50 {
-        let line = format!("{{\"chunk\":{number}}}\n");
-        answer.send(line.clone()).await;
-        assert_eq!(chunk(&mut response).await.unwrap().unwrap(), line);
-    }
-    drop(answer);
-    assert!(chunk(&mut response).await.is_none());
 }
 
 /// Waits until the bridge says why it is not connected.

@@ -1,4 +1,4 @@
-//! A caller with one connection, over HTTP/1.1 or HTTP/2.
+//! A caller with one connection, over HTTP/1.1 or HTTP/2, in clear or by TLS.
 
 use std::net::SocketAddr;
 
@@ -9,9 +9,10 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
+use tokio_rustls::TlsConnector;
 use tunnel::transport::{Body, empty, full};
 
 use super::within;
@@ -23,7 +24,7 @@ enum Sender {
 
 /// Dropping it closes its connection.
 pub(crate) struct Caller {
-    address: SocketAddr,
+    host: String,
     token: String,
     sender: Sender,
     connection: AbortHandle,
@@ -39,11 +40,45 @@ impl Caller {
     pub(crate) async fn connect(address: SocketAddr, token: &str) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
+        Self::http1(stream, address.to_string(), token).await
+    }
+
+    /// By TLS, as a caller of this host; over HTTP/2 if both sides want that.
+    pub(crate) async fn connect_tls(address: SocketAddr, host: &str, tls: &TlsConnector, token: &str) -> Self {
+        Self::try_connect_tls(address, host, tls, token).await.unwrap()
+    }
+
+    pub(crate) async fn try_connect_tls(
+        address: SocketAddr,
+        host: &str,
+        tls: &TlsConnector,
+        token: &str,
+    ) -> std::io::Result<Self> {
+        Self::over(TcpStream::connect(address).await?, host, tls, token).await
+    }
+
+    /// By TLS on this connection.
+    pub(crate) async fn over(stream: TcpStream, host: &str, tls: &TlsConnector, token: &str) -> std::io::Result<Self> {
+        stream.set_nodelay(true)?;
+        let port = stream.peer_addr()?.port();
+        let stream = tls.connect(host.to_owned().try_into().unwrap(), stream).await?;
+        let host = format!("{host}:{port}");
+        if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+            Ok(Self::http2(stream, host, token).await)
+        } else {
+            Ok(Self::http1(stream, host, token).await)
+        }
+    }
+
+    async fn http1<S>(stream: S, host: String, token: &str) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
         let connection = connection.with_upgrades();
         let connection = tokio::spawn(async move { drop(connection.await) }).abort_handle();
         Self {
-            address,
+            host,
             token: token.to_owned(),
             sender: Sender::Http1(sender),
             connection,
@@ -52,12 +87,19 @@ impl Caller {
 
     pub(crate) async fn connect_http2(address: SocketAddr, token: &str) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
+        Self::http2(stream, address.to_string(), token).await
+    }
+
+    async fn http2<S>(stream: S, host: String, token: &str) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await
             .unwrap();
         let connection = tokio::spawn(async move { drop(connection.await) }).abort_handle();
         Self {
-            address,
+            host,
             token: token.to_owned(),
             sender: Sender::Http2(sender),
             connection,
@@ -72,10 +114,7 @@ impl Caller {
         }
         match &mut self.sender {
             Sender::Http1(sender) => {
-                request
-                    .headers_mut()
-                    .entry(HOST)
-                    .or_insert(self.address.to_string().parse().unwrap());
+                request.headers_mut().entry(HOST).or_insert(self.host.parse().unwrap());
                 sender.ready().await?;
                 sender.send_request(request).await
             }
@@ -83,7 +122,7 @@ impl Caller {
                 let path = request.uri().path_and_query().unwrap().clone();
                 *request.uri_mut() = Uri::builder()
                     .scheme("http")
-                    .authority(self.address.to_string())
+                    .authority(self.host.as_str())
                     .path_and_query(path)
                     .build()
                     .unwrap();

@@ -4,6 +4,10 @@ pub(crate) mod bridge;
 pub(crate) mod caller;
 pub(crate) mod corporate;
 #[cfg(target_os = "linux")]
+pub(crate) mod deployed;
+#[cfg(target_os = "linux")]
+pub(crate) mod pebble;
+#[cfg(target_os = "linux")]
 pub(crate) mod process;
 #[cfg(target_os = "linux")]
 pub(crate) mod programs;
@@ -55,6 +59,22 @@ async fn holds(mut condition: impl FnMut() -> bool) {
     while !condition() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+}
+
+/// A chat whose every piece is sent only after the one before it was seen.
+pub(crate) async fn chat_in_lock_step(upstream: &Upstream, caller: &mut Caller) {
+    let (answer, mut response) = tokio::join!(
+        async { upstream.next().await.begin(http::Response::builder()) },
+        caller.post("/api/chat", "{}"),
+    );
+    assert_eq!(response.status(), 200);
+    for number in 0..50 {
+        let line = format!("{{\"chunk\":{number}}}\n");
+        answer.send(line.clone()).await;
+        assert_eq!(chunk(&mut response).await.unwrap().unwrap(), line);
+    }
+    drop(answer);
+    assert!(chunk(&mut response).await.is_none());
 }
 
 /// Makes one test of a scenario for each transport.

@@ -99,12 +99,28 @@ impl Program {
 
     /// What it wrote to its log so far.
     pub(crate) fn said(&self) -> String {
-        let bytes = fs::read(self.folder.path().join(OUTPUT)).unwrap_or_default();
+        self.file(OUTPUT)
+    }
+
+    /// What stands in a file of its folder; nothing, if there is none.
+    pub(super) fn file(&self, name: &str) -> String {
+        let bytes = fs::read(self.folder.path().join(name)).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// Starts it, and waits until it accepts connections.
-    async fn start(name: &'static str, address: SocketAddr, folder: TempDir, arguments: &[&str]) -> Self {
+    pub(super) async fn start(name: &'static str, address: SocketAddr, folder: TempDir, arguments: &[&str]) -> Self {
+        Self::start_with(name, address, folder, arguments, &[]).await
+    }
+
+    /// The same with these variables.
+    pub(super) async fn start_with(
+        name: &'static str,
+        address: SocketAddr,
+        folder: TempDir,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Self {
         let path = folder.path().join(OUTPUT);
         let output = OpenOptions::new().create(true).append(true).open(&path).unwrap();
         give(&path);
@@ -115,6 +131,7 @@ impl Program {
             .current_dir(folder.path())
             .env_clear()
             .env("PATH", format!("{paths}:{SERVERS}"))
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
             .stderr(output)
@@ -123,7 +140,8 @@ impl Program {
             command.uid(NOBODY).gid(NOBODY);
         }
         let child = command.spawn().unwrap_or_else(|error| {
-            panic!("cannot start {name}: {error}; the package {name} has it, and tests/run installs it")
+            let package = name.split('-').next().unwrap();
+            panic!("cannot start {name}: {error}; the package {package} has it, and tests/run installs it")
         });
         let mut program = Self {
             address,
@@ -261,13 +279,13 @@ fn is_root() -> bool {
 }
 
 /// A folder that the program may write to.
-fn folder() -> TempDir {
+pub(super) fn folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     give(folder.path());
     folder
 }
 
-fn write(folder: &Path, name: &str, text: &str) -> String {
+pub(super) fn write(folder: &Path, name: &str, text: &str) -> String {
     let path: PathBuf = folder.join(name);
     fs::write(&path, text).unwrap();
     give(&path);
@@ -281,7 +299,7 @@ fn give(path: &Path) {
 }
 
 /// An address on which nobody listens, another one each time.
-fn free_address() -> SocketAddr {
+pub(crate) fn free_address() -> SocketAddr {
     static COUNT: AtomicU16 = AtomicU16::new(0);
     // Runs side by side begin at different places.
     let first = std::process::id().wrapping_mul(37);

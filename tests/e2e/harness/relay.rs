@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tunnel::relay::auth::Scopes;
 use tunnel::relay::auth::tokens::Tokens;
 use tunnel::relay::config::Config;
-use tunnel::relay::{self, Relay};
+use tunnel::relay::{self, Relay, Sockets};
 use tunnel::shutdown::Shutdown;
 
 /// The secret of every relay here, so that a relay started again accepts the same tokens.
@@ -40,13 +40,18 @@ impl TestRelay {
     }
 
     pub(crate) async fn at(address: SocketAddr, change: impl FnOnce(&mut Config)) -> Self {
-        let listener = TcpListener::bind(address).await.unwrap();
-        let address = listener.local_addr().unwrap();
+        Self::on(TcpListener::bind(address).await.unwrap(), change)
+    }
+
+    /// On these sockets.
+    pub(crate) fn on(sockets: impl Into<Sockets>, change: impl FnOnce(&mut Config)) -> Self {
+        let sockets = sockets.into();
+        let address = sockets.main.local_addr().unwrap();
         let mut config = config();
         change(&mut config);
         let shutdown = Shutdown::new();
         let relay = Relay::new(config, Tokens::new(SECRET), shutdown.clone());
-        let task = tokio::spawn(relay::serve(listener, Arc::clone(&relay)));
+        let task = tokio::spawn(relay::serve(sockets, Arc::clone(&relay)));
         Self {
             address,
             relay,
