@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use http_body::{Frame, SizeHint};
 use hyper_util::client::legacy;
@@ -37,7 +37,6 @@ type Pool = legacy::Client<HttpDialer, Sent>;
 /// Sends requests to the relay; shared by the poll and all exchanges.
 pub struct Client {
     relay: RelayUrl,
-    host: HeaderValue,
     instance: HeaderValue,
     dialer: Dialer,
     token: watch::Sender<Secret>,
@@ -162,7 +161,6 @@ impl Client {
     pub fn new(dialer: Dialer, relay: RelayUrl, token: Secret, instance: &str) -> Arc<Self> {
         let text = |text: &str| HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("-"));
         Arc::new(Self {
-            host: text(&relay.origin().authority()),
             instance: text(instance),
             state: Mutex::new(State::new(&dialer)),
             relay,
@@ -242,7 +240,6 @@ impl Client {
         let mut request = Request::builder()
             .method(call.method)
             .uri(uri)
-            .header(HOST, self.host.clone())
             .header(AUTHORIZATION, self.token.borrow().bearer())
             .header(TUNNEL_INSTANCE, self.instance.clone())
             .body(Sent {
@@ -266,7 +263,6 @@ impl State {
                 .pool_timer(TokioTimer::new())
                 .pool_idle_timeout(KEPT_FOR)
                 .pool_max_idle_per_host(KEPT)
-                .set_host(false)
                 .build(HttpDialer(dialer.clone()))
         };
         Self {

@@ -25,6 +25,15 @@ pub(crate) struct Deployed {
     program: Program,
 }
 
+impl Drop for Deployed {
+    #[allow(clippy::print_stderr, reason = "a test that fails shows what the program said")]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("its logs:\n{}", self.logs());
+        }
+    }
+}
+
 impl Deployed {
     /// In front of this relay.
     pub(crate) async fn before(relay: SocketAddr, kind: Kind) -> Self {

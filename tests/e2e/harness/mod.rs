@@ -61,20 +61,39 @@ async fn holds(mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// A chat whose every piece is sent only after the one before it was seen.
+/// A chat whose every piece is sent only after the one before it was seen, and the first after the head.
 pub(crate) async fn chat_in_lock_step(upstream: &Upstream, caller: &mut Caller) {
     let (answer, mut response) = tokio::join!(
         async { upstream.next().await.begin(http::Response::builder()) },
         caller.post("/api/chat", "{}"),
     );
+    answer.send("head").await;
+    pieces_in_lock_step(answer, &mut response).await;
+}
+
+/// The same where something on the way holds the head back until the first piece.
+pub(crate) async fn chat_in_lock_step_after_the_head(upstream: &Upstream, caller: &mut Caller) {
+    let (answer, mut response) = tokio::join!(
+        async {
+            let answer = upstream.next().await.begin(http::Response::builder());
+            answer.send("head").await;
+            answer
+        },
+        caller.post("/api/chat", "{}"),
+    );
+    pieces_in_lock_step(answer, &mut response).await;
+}
+
+async fn pieces_in_lock_step(answer: upstream::Answer, response: &mut http::Response<hyper::body::Incoming>) {
     assert_eq!(response.status(), 200);
+    assert_eq!(chunk(response).await.unwrap().unwrap(), "head");
     for number in 0..50 {
         let line = format!("{{\"chunk\":{number}}}\n");
         answer.send(line.clone()).await;
-        assert_eq!(chunk(&mut response).await.unwrap().unwrap(), line);
+        assert_eq!(chunk(response).await.unwrap().unwrap(), line);
     }
     drop(answer);
-    assert!(chunk(&mut response).await.is_none());
+    assert!(chunk(response).await.is_none());
 }
 
 /// Makes one test of a scenario for each transport.
