@@ -187,15 +187,13 @@ pub async fn serve(
     let stream = Arc::new(stream);
     let upgraded = Arc::clone(&caller.0.upgraded);
     let tcp = Tcp::new(Arc::clone(&stream), caller.broken(), upgraded, permit);
-    let io = match &relay.config.tls {
-        Some(tls) if caller.is_tls() => {
-            // In a box, or every connection would hold room for it.
-            match Box::pin(handshake(&relay, tls, &caller, tcp)).await {
-                Some(io) => io,
-                None => return,
-            }
-        }
-        _ => CallerIo::Plain(tcp),
+    let tls = relay.config.tls.as_ref().filter(|_| caller.is_tls());
+    let Some(io) = (match tls {
+        // In a box, or every connection would hold room for it.
+        Some(tls) => Box::pin(handshake(&relay, tls, &caller, tcp)).await,
+        None => Some(CallerIo::Plain(tcp)),
+    }) else {
+        return;
     };
     let service = {
         let relay = Arc::clone(&relay);

@@ -22,17 +22,17 @@ use crate::harness::{
     Caller, TestBridge, TestRelay, Upstream, chat_in_lock_step, chunk, on_each_transport, ready, text, until,
 };
 
-const HOST: &str = "localhost";
+pub(crate) const HOST: &str = "localhost";
 
 /// A relay that shows a certificate from files.
-struct Sealed {
-    relay: TestRelay,
-    authority: Authority,
+pub(crate) struct Sealed {
+    pub(crate) relay: TestRelay,
+    pub(crate) authority: Authority,
     folder: TempDir,
 }
 
 impl Sealed {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(|_| {}).await
     }
 
@@ -62,9 +62,10 @@ impl Sealed {
         }
     }
 
-    async fn bridge(&self, upstream: &Upstream, transport: Transport) -> TestBridge {
+    pub(crate) async fn bridge(&self, upstream: &Upstream, transport: Transport) -> TestBridge {
         let bridge = TestBridge::to(&self.relay, upstream)
             .transport(transport)
+            .allow("* /*")
             .relay_url(format!("https://{HOST}:{}", self.relay.address.port()))
             .ca_file(self.authority.ca_file())
             .start()
@@ -73,7 +74,7 @@ impl Sealed {
         bridge
     }
 
-    async fn caller(&self, tls: &TlsConnector) -> Caller {
+    pub(crate) async fn caller(&self, tls: &TlsConnector) -> Caller {
         Caller::connect_tls(self.relay.address, HOST, tls, &self.relay.token("ann")).await
     }
 
@@ -147,6 +148,24 @@ on_each_transport! {
         drop((caller, response));
         answer.abandoned().await;
         bridge.stop().await;
+    }
+
+    async fn a_relay_that_stops_lets_streams_by_tls_finish(transport: Transport) {
+        let sealed = Sealed::start().await;
+        let upstream = Upstream::scripted().await;
+        let bridge = sealed.bridge(&upstream, transport).await;
+        let mut caller = sealed.caller(&sealed.authority.connector(&["h2"])).await;
+        let (answer, mut response) = tokio::join!(
+            async { upstream.next().await.begin(Response::builder()) },
+            caller.post("/api/chat", "{}"),
+        );
+        sealed.relay.shutdown.drain();
+        answer.send("last").await;
+        drop(answer);
+        assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "last");
+        assert!(chunk(&mut response).await.is_none());
+        sealed.relay.stopped().await;
+        drop(bridge);
     }
 }
 
@@ -237,25 +256,6 @@ async fn plain_http_to_the_port_with_tls_is_refused_and_not_answered() {
     raw.send("GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n").await;
     let answer = raw.rest().await.unwrap_or_default();
     assert!(!answer.contains("HTTP/1.1"), "{answer}");
-}
-
-#[tokio::test]
-async fn a_relay_that_stops_lets_streams_by_tls_finish() {
-    let sealed = Sealed::start().await;
-    let upstream = Upstream::scripted().await;
-    let bridge = sealed.bridge(&upstream, Transport::Ws).await;
-    let mut caller = sealed.caller(&sealed.authority.connector(&["h2"])).await;
-    let (answer, mut response) = tokio::join!(
-        async { upstream.next().await.begin(Response::builder()) },
-        caller.post("/api/chat", "{}"),
-    );
-    sealed.relay.shutdown.drain();
-    answer.send("last").await;
-    drop(answer);
-    assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "last");
-    assert!(chunk(&mut response).await.is_none());
-    sealed.relay.stopped().await;
-    drop(bridge);
 }
 
 #[tokio::test]

@@ -13,7 +13,8 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use tunnel::transport::{Body, empty};
 
 use crate::harness::bridge::Transport;
-use crate::harness::{Path, TestBridge, TestRelay, Upstream, on_each_transport, ready, until, within};
+use crate::harness::{Caller, Path, TestBridge, TestRelay, Upstream, on_each_transport, ready, until, within};
+use crate::tls::Sealed;
 
 /// Sends back every message, and ends when told to.
 async fn echo(mut request: Request<Incoming>) -> Response<Body> {
@@ -71,7 +72,19 @@ on_each_transport! {
 async fn a_websocket_of_the_upstream_works() {
     let transport = Transport::Ws;
     let path = Path::to(Upstream::serving(echo).await, transport).await;
-    let mut caller = path.caller().await;
+    echoes(path.caller().await, &path.bridge).await;
+}
+
+#[tokio::test]
+async fn a_websocket_of_the_upstream_works_by_tls() {
+    let sealed = Sealed::start().await;
+    let upstream = Upstream::serving(echo).await;
+    let bridge = sealed.bridge(&upstream, Transport::Ws).await;
+    let caller = sealed.caller(&sealed.authority.connector(&["http/1.1"])).await;
+    echoes(caller, &bridge).await;
+}
+
+async fn echoes(mut caller: Caller, bridge: &TestBridge) {
     let response = caller.send(upgrade("/live")).await;
     assert_eq!(response.status(), 101);
     assert_eq!(response.headers()[SEC_WEBSOCKET_ACCEPT], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
@@ -83,10 +96,10 @@ async fn a_websocket_of_the_upstream_works() {
         let echoed = within("the echo", socket.next()).await.unwrap().unwrap();
         assert_eq!(echoed, message);
     }
-    assert_eq!(path.bridge.status.figures().in_flight, 1);
+    assert_eq!(bridge.status.figures().in_flight, 1);
     drop(socket);
     drop(caller);
-    until("the exchange to end", || path.bridge.status.figures().in_flight == 0).await;
+    until("the exchange to end", || bridge.status.figures().in_flight == 0).await;
 }
 
 #[tokio::test]
