@@ -380,7 +380,8 @@ pub(super) fn warn_if_public(address: SocketAddr) {
     if !address.ip().is_loopback() {
         tell(
             "This address can be reached from other machines, and the relay itself does not encrypt:\n\
-             put a proxy that does TLS in front of it, or tokens and conversations can be read on the way.",
+             give it a certificate (--acme-domain, or --tls-cert), or put a proxy that does TLS in front of it;\n\
+             or else tokens and conversations can be read on the way.",
         );
     }
 }
