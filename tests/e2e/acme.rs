@@ -264,12 +264,12 @@ fn only_folder(folder: &Path) -> std::path::PathBuf {
     std::fs::read_dir(folder).unwrap().next().unwrap().unwrap().path()
 }
 
-/// Takes two lives of a certificate, six seconds each until it is renewed.
+/// Takes two lives of a certificate, eight seconds each until it is renewed.
 #[tokio::test]
 async fn certificates_are_renewed_well_before_they_end_and_no_handshake_fails_meanwhile() {
     let folder = tempfile::tempdir().unwrap();
     let ports = Ports::free();
-    let pebble = Pebble::start(ports, 9).await;
+    let pebble = Pebble::start(ports, 12).await;
     let relay = relay(folder.path(), &pebble, ports, &[NAME]).await;
     let tls = pebble.connector(&[]).await;
     got(relay.address, NAME, &tls).await;

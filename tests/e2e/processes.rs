@@ -321,7 +321,14 @@ async fn help_has_a_sentence_groups_and_an_example() {
         ),
         (
             vec!["relay", "--help"],
-            vec!["Limits:", "Data:", "Example:", "--max-in-flight-per-bridge"],
+            vec![
+                "Limits:",
+                "Data:",
+                "TLS:",
+                "Network:",
+                "Examples:",
+                "--max-in-flight-per-bridge",
+            ],
         ),
         (
             vec!["bridge", "--help"],

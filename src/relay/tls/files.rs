@@ -20,8 +20,8 @@ pub(super) struct Files {
     pub(super) key: PathBuf,
 }
 
-/// What stands in them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What stands in them; it does not show itself.
+#[derive(Clone, PartialEq, Eq)]
 pub(super) struct Content {
     certificate: Vec<u8>,
     key: Vec<u8>,
@@ -58,16 +58,21 @@ impl Files {
             tokio::time::sleep(LOOK).await;
             let now = self.look().await;
             if now == last && now != settled {
-                match now.as_ref().map_err(Clone::clone).and_then(|content| {
-                    let certificate = self.parse(content, certificates);
-                    certificate.map_err(|error| error.to_string())
-                }) {
-                    Ok(certificate) => show(certificates, certificate),
-                    Err(error) => tracing::warn!("{error}; the certificate from before goes on"),
-                }
+                self.take(&now, certificates);
                 settled.clone_from(&now);
             }
             last = now;
+        }
+    }
+
+    fn take(&self, found: &Result<Content, String>, certificates: &Certificates) {
+        let certificate = match found {
+            Ok(content) => self.parse(content, certificates).map_err(|error| error.to_string()),
+            Err(error) => Err(error.clone()),
+        };
+        match certificate {
+            Ok(certificate) => show(certificates, certificate),
+            Err(error) => tracing::warn!("{error}; the certificate from before goes on"),
         }
     }
 
