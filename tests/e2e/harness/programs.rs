@@ -7,11 +7,12 @@ use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use super::until;
+use super::until_within;
 
 /// What stands in front of a relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +43,8 @@ pub(crate) const PASSWORD: &str = "sesame";
 const NOBODY: u32 = 65534;
 /// Where systems keep servers, which is not in everybody's `PATH`.
 const SERVERS: &str = "/usr/local/sbin:/usr/sbin:/sbin";
+/// What a program may take to start: a CA makes its keys first.
+const START: Duration = Duration::from_secs(60);
 /// The file that gets all it says.
 const OUTPUT: &str = "output";
 /// Below the ports that systems give out for port 0, so that nobody else is given one between the look and the start.
@@ -149,7 +152,7 @@ impl Program {
             child,
             folder,
         };
-        until(&format!("{name} to listen"), || {
+        until_within(START, &format!("{name} to listen"), || {
             let ended = program.child.try_wait().unwrap();
             assert!(ended.is_none(), "{name} ended by itself");
             TcpStream::connect(address).is_ok()
