@@ -190,7 +190,7 @@ async fn a_refusal_is_told_in_plain_words_and_when_it_is_tried_again() {
 async fn what_was_refused_is_tried_again_until_it_works() {
     let folder = tempfile::tempdir().unwrap();
     let ports = Ports::free();
-    let pebble = Pebble::start(ports, LONG).await;
+    let pebble = Pebble::moody(ports, LONG).await;
     pebble.every_name_is("127.0.0.9").await;
     let relay = relay(folder.path(), &pebble, ports, &[NAME]).await;
     until("a refusal", || pebble.said().contains("set INVALID")).await;
@@ -218,7 +218,7 @@ async fn one_certificate_is_for_all_names_and_another_name_brings_another() {
     const OTHER: &str = "ollama.example.com";
     let folder = tempfile::tempdir().unwrap();
     let ports = Ports::free();
-    let pebble = Pebble::start(ports, LONG).await;
+    let pebble = Pebble::moody(ports, LONG).await;
     let tls = pebble.connector(&[]).await;
     let first = relay(folder.path(), &pebble, ports, &[NAME]).await;
     got(first.address, NAME, &tls).await;
@@ -236,7 +236,7 @@ async fn one_certificate_is_for_all_names_and_another_name_brings_another() {
 async fn an_account_that_the_ca_has_forgotten_is_made_anew() {
     let folder = tempfile::tempdir().unwrap();
     let ports = Ports::free();
-    let pebble = Pebble::start(ports, LONG).await;
+    let pebble = Pebble::moody(ports, LONG).await;
     let first = relay(folder.path(), &pebble, ports, &[NAME]).await;
     got(first.address, NAME, &pebble.connector(&[]).await).await;
     first.kill().await;
@@ -245,7 +245,7 @@ async fn an_account_that_the_ca_has_forgotten_is_made_anew() {
     let account = std::fs::read_to_string(kept.join("account.json")).unwrap();
     let old = pebble.directory();
     drop(pebble);
-    let pebble = Pebble::start(ports, LONG).await;
+    let pebble = Pebble::moody(ports, LONG).await;
     std::fs::remove_file(kept.join("certificate.pem")).unwrap();
     let port = pebble.directory().split(':').nth(2).unwrap().to_owned();
     let renamed = kept.with_file_name(format!("localhost_{}", port.replace('/', "_")));
@@ -269,7 +269,7 @@ fn only_folder(folder: &Path) -> std::path::PathBuf {
 async fn certificates_are_renewed_well_before_they_end_and_no_handshake_fails_meanwhile() {
     let folder = tempfile::tempdir().unwrap();
     let ports = Ports::free();
-    let pebble = Pebble::start(ports, 18).await;
+    let pebble = Pebble::moody(ports, 18).await;
     let relay = relay(folder.path(), &pebble, ports, &[NAME]).await;
     let tls = pebble.connector(&[]).await;
     got(relay.address, NAME, &tls).await;

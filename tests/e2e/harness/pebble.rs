@@ -45,6 +45,15 @@ struct Names {
 impl Pebble {
     /// Its certificates are valid for so many seconds.
     pub(crate) async fn start(ports: Ports, validity: u64) -> Self {
+        Self::with(ports, validity, 0).await
+    }
+
+    /// The same, and it refuses one request in ten for its nonce, as any CA may: now and then, that fails an order.
+    pub(crate) async fn moody(ports: Ports, validity: u64) -> Self {
+        Self::with(ports, validity, 10).await
+    }
+
+    async fn with(ports: Ports, validity: u64, refused: u8) -> Self {
         let dns = free_address();
         let names = Names::start(dns).await;
         let authority = Authority::named("The CA's own CA");
@@ -67,8 +76,9 @@ impl Pebble {
         }});
         let config = write(folder.path(), "pebble.json", &config.to_string());
         let arguments = ["-config", config.as_str(), "-dnsserver", &dns.to_string(), "-strict"];
-        // No waiting before it looks. One nonce in ten is refused, as happens at every CA.
-        let variables = [("PEBBLE_VA_NOSLEEP", "1"), ("PEBBLE_WFE_NONCEREJECT", "10")];
+        let refused = refused.to_string();
+        // No waiting before it looks.
+        let variables = [("PEBBLE_VA_NOSLEEP", "1"), ("PEBBLE_WFE_NONCEREJECT", refused.as_str())];
         let program = Program::start_with("pebble", api, folder, &arguments, &variables).await;
         Self {
             api,
