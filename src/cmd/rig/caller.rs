@@ -1,7 +1,7 @@
 //! A caller as programs are: one that keeps its connections, over the same ways as the bridge.
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, HOST, USER_AGENT};
+use http::header::{AUTHORIZATION, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::client::legacy;
@@ -48,16 +48,12 @@ impl Caller {
         let client = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .retry_canceled_requests(false)
-            .set_host(false)
             .build(HttpDialer(dialer.clone()));
         let mut headers = HeaderMap::new();
         headers.insert(
             USER_AGENT,
             HeaderValue::from_static(concat!("tunnel/", env!("CARGO_PKG_VERSION"))),
         );
-        if let Ok(host) = HeaderValue::from_str(&base.origin().authority()) {
-            headers.insert(HOST, host);
-        }
         Self {
             client,
             base: base.clone(),
