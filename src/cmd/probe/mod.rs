@@ -32,7 +32,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 
 use self::progress::Progress;
-use self::report::{Board, Finding, Group, Outcome, Report, Summary, Verdict};
+use self::report::{Board, Finding, Group, Outcome, Report, Summary, Verdict, figure};
 use self::site::Site;
 use self::through::Through;
 use super::access::{NetworkArgs, RelayArgs, read_secret};
@@ -179,7 +179,7 @@ async fn probe(args: &Args, bars: &MultiProgress, shutdown: &Shutdown) -> Result
             version: env!("CARGO_PKG_VERSION"),
             summary: Summary::of(&findings),
             findings,
-            took_ms: began.elapsed().as_secs_f64() * 1e3,
+            took_ms: figure(began.elapsed()),
         };
         show(args, &report, before.as_deref())?;
         let Some(pause) = args.watch else {

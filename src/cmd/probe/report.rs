@@ -261,7 +261,7 @@ impl Check {
                 outcome: verdict.outcome,
                 seen: verdict.seen,
                 remedy: verdict.remedy,
-                took_ms: self.began.elapsed().as_secs_f64() * 1e3,
+                took_ms: figure(self.began.elapsed()),
                 figures: verdict.figures,
                 order: self.order,
             });
