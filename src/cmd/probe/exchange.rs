@@ -35,7 +35,7 @@ pub(super) async fn run(site: &Site, through: &Through) {
     begin("path").run(path(site, through)).await;
     begin("100 at once").run(crowd(site, through)).await;
     begin("1 MiB").run(bulk(site, through, MIB)).await;
-    begin("32 MiB").run(bulk(site, through, 32 * MIB)).await;
+    begin("32 MiB").run_bulk(bulk(site, through, 32 * MIB)).await;
 }
 
 async fn methods(site: &Site, through: &Through) -> Verdict {

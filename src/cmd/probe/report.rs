@@ -239,13 +239,25 @@ impl Check {
 
     /// The same with a time of its own, for what takes long by its nature.
     pub(super) async fn run_for(self, limit: Duration, verdict: impl Future<Output = Verdict>) -> bool {
-        let verdict = timeout(limit, verdict).await.unwrap_or_else(|_| {
-            let seen = format!("not done within {} s", limit.as_secs());
-            Verdict::fail(
-                seen,
-                "if the way to the relay is slow, give it more time with --timeout",
-            )
-        });
+        let late = Verdict::fail(
+            late(limit),
+            "if the way to the relay is slow, give it more time with --timeout",
+        );
+        self.run_or(limit, late, verdict).await
+    }
+
+    /// The same for much to carry: that it takes longer than other checks is no fault.
+    pub(super) async fn run_bulk(self, verdict: impl Future<Output = Verdict>) -> bool {
+        let limit = self.board.limit;
+        let late = Verdict::warn(
+            late(limit),
+            "the way is slow, or stands still; --timeout 2m gives it time to tell",
+        );
+        self.run_or(limit, late, verdict).await
+    }
+
+    async fn run_or(self, limit: Duration, late: Verdict, verdict: impl Future<Output = Verdict>) -> bool {
+        let verdict = timeout(limit, verdict).await.unwrap_or(late);
         self.finish(verdict)
     }
 
@@ -306,6 +318,10 @@ impl Summary {
         }
         summary
     }
+}
+
+fn late(limit: Duration) -> String {
+    format!("not done within {} s", limit.as_secs())
 }
 
 /// A time as people read it.

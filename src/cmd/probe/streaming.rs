@@ -24,6 +24,8 @@ const CHUNKS: u32 = 20;
 const EVERY: Duration = Duration::from_millis(100);
 /// Later than this behind the quickest piece, a piece was held back.
 const HELD: Duration = Duration::from_millis(150);
+/// One or two late pieces are the network's moods.
+const SEVERAL: usize = 3;
 /// A piece of an upload, octets.
 const PIECE: usize = 1000;
 
@@ -163,11 +165,11 @@ fn flow(pieces: &[Piece]) -> Flow {
         return Flow::Missing;
     }
     let quickest = pieces.iter().map(late).min().unwrap_or_default();
-    let slowest = pieces.iter().map(late).max().unwrap_or_default();
+    let held = pieces.iter().filter(|piece| late(piece) > quickest * 2 + HELD).count();
     let lasted = last.sent.saturating_sub(first.sent);
     if late(first) >= lasted * 7 / 10 {
         Flow::Whole
-    } else if slowest > quickest * 2 + HELD {
+    } else if held >= SEVERAL {
         Flow::Bunched
     } else {
         Flow::InTime
@@ -303,6 +305,10 @@ mod tests {
         assert_eq!(flow(&pieces(|number| 2500 - number * 100)), Flow::Whole);
         assert_eq!(flow(&pieces(|number| (4 - number % 5) * 100)), Flow::Bunched);
         assert_eq!(flow(&pieces(|number| if number < 19 { 200 } else { 1 })), Flow::Bunched);
+        assert_eq!(
+            flow(&pieces(|number| if number % 10 == 5 { 400 } else { 1 })),
+            Flow::InTime
+        );
         assert_eq!(flow(&pieces(|_| 3)[..7]), Flow::Missing);
         assert_eq!(flow(&[]), Flow::Missing);
     }
