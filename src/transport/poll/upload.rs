@@ -76,7 +76,8 @@ impl Upload {
             return Err(NoPart::OutOfOrder { next: self.next });
         }
         // Nothing is lost if the bridge hangs up meanwhile: what was gathered stays.
-        if let Ok(false) = tokio::time::timeout(wait, self.gather()).await {
+        let gathered = async { self.gather().await && self.gather_more().await };
+        if let Ok(false) = tokio::time::timeout(wait, gathered).await {
             return Err(NoPart::Broken);
         }
         let size = self.gathered.len().min(TUNING.upload_part);
@@ -89,6 +90,24 @@ impl Upload {
             trailers: self.trailers.take_if(|_| end),
         };
         Ok(self.last.clone())
+    }
+
+    /// Takes what the caller has sent meanwhile: its connection hands over no more than a buffer at a time, and reads on when
+    /// that was taken. False if the body broke.
+    async fn gather_more(&mut self) -> bool {
+        loop {
+            let before = self.gathered.len();
+            if before >= TUNING.upload_part || self.body.is_none() {
+                return true;
+            }
+            tokio::task::yield_now().await;
+            if !self.gather().await {
+                return false;
+            }
+            if self.gathered.len() == before {
+                return true;
+            }
+        }
     }
 
     /// Waits for the first octets, or a whole part where it is known that so much is to come; then takes what is at hand, to a
@@ -146,6 +165,24 @@ mod tests {
             }
         }
         assert_eq!(whole, body);
+    }
+
+    #[tokio::test]
+    async fn a_body_of_unknown_length_is_not_fetched_buffer_by_buffer() {
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(async move {
+            for _ in 0..64 {
+                sender.send(Bytes::from_static(&[7; 8192])).await.unwrap();
+            }
+        });
+        let frames = futures_util::stream::unfold(receiver, |mut receiver| async {
+            let frame = http_body::Frame::data(receiver.recv().await?);
+            Some((Ok(frame), receiver))
+        });
+        let body = http_body_util::StreamBody::new(frames);
+        let mut upload = Upload::new(http_body_util::BodyExt::boxed_unsync(body));
+        let part = upload.part(0, WAIT).await.unwrap();
+        assert_eq!((part.bytes.len(), part.end), (TUNING.upload_part, false));
     }
 
     #[tokio::test(start_paused = true)]
