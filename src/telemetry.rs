@@ -25,11 +25,12 @@ pub fn is_for_people() -> bool {
     FOR_PEOPLE.load(Ordering::Relaxed)
 }
 
-/// Starts the log. `verbosity`: 0 as usual, above it more, below it warnings only. Lines go above the status lines of `above`.
+/// Starts the log. `verbosity`: 0 as usual, above it more, -1 warnings only, below it errors only. Lines go above the status lines of `above`.
 pub fn start(format: LogFormat, verbosity: i8, above: &MultiProgress) {
     FOR_PEOPLE.store(format == LogFormat::Pretty, Ordering::Relaxed);
     let level = match verbosity {
-        i8::MIN..=-1 => LevelFilter::WARN,
+        i8::MIN..=-2 => LevelFilter::ERROR,
+        -1 => LevelFilter::WARN,
         0 => LevelFilter::INFO,
         1 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,

@@ -1,6 +1,7 @@
 //! The command line: arguments to settings, settings to a running relay or bridge, results to the terminal and the exit code.
 
 mod access;
+pub mod bench;
 pub mod bridge;
 pub mod demo;
 mod edge;
@@ -43,6 +44,21 @@ enum Subcommands {
     Bridge(Box<bridge::Args>),
     /// Check a deployment end to end
     Probe(Box<probe::Args>),
+    /// Compare the transports: latency, tokens, throughput, beside the upstream asked directly
+    Bench(Box<bench::Args>),
+}
+
+impl Subcommands {
+    /// What is said beside its result.
+    fn usual_verbosity(&self) -> i8 {
+        match self {
+            Self::Relay(_) | Self::Bridge(_) => 0,
+            // What the bridges of a probe do is told by its findings.
+            Self::Probe(_) => -1,
+            // Those of a measurement are cut, which is no news.
+            Self::Bench(_) => -2,
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -113,20 +129,16 @@ pub fn main() -> ExitCode {
     };
     let status = MultiProgress::new();
     let verbosity = if cli.log.quiet {
-        -1
+        cli.command.usual_verbosity() - 1
     } else {
-        cli.log.verbose.min(2).cast_signed()
-    };
-    // What the bridges of a probe do is told by its findings.
-    let verbosity = match cli.command {
-        Subcommands::Probe(_) => verbosity - 1,
-        _ => verbosity,
+        cli.command.usual_verbosity() + cli.log.verbose.min(4).cast_signed()
     };
     telemetry::start(cli.log.log_format, verbosity, &status);
     let outcome = match cli.command {
         Subcommands::Relay(args) => relay::main(*args),
         Subcommands::Bridge(args) => bridge::main(*args, &status),
         Subcommands::Probe(args) => probe::main(&args, &status),
+        Subcommands::Bench(args) => bench::main(&args, &status),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,6 +11,7 @@ mod harness;
 
 #[cfg(target_os = "linux")]
 mod acme;
+mod bench;
 mod breaking;
 mod corporate;
 mod cors;
