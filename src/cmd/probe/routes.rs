@@ -252,6 +252,8 @@ async fn closed(site: &Site) {
     join_all(checks).await;
 }
 
+const EXPIRED: &str = "with an expired token";
+
 /// Who is refused.
 struct Stranger {
     what: &'static str,
@@ -272,7 +274,7 @@ async fn is_closed(site: &Site, method: Method, path: String) -> Verdict {
     ];
     if let Some(expired) = &site.expired_token {
         strangers.push(Stranger {
-            what: "with an expired token",
+            what: EXPIRED,
             caller: site.stranger.with_token(expired),
         });
     }
@@ -294,10 +296,13 @@ async fn is_closed(site: &Site, method: Method, path: String) -> Verdict {
 
 fn not_closed(site: &Site, what: &str, answer: &Answer) -> Verdict {
     if code(&answer.headers).is_some() {
-        return Verdict::fail(
-            format!("{what} the relay answered {}, not 401", told(answer.status)),
-            "update the relay; until then keep this path closed in the proxy before it",
-        );
+        let remedy = if what == EXPIRED {
+            "set the relay's clock by NTP, and see that this token has expired"
+        } else {
+            "remove the rule that sets Authorization in the proxy before the relay; if there is none, update the relay"
+        };
+        let seen = format!("{what} the relay answered {}, not 401", told(answer.status));
+        return Verdict::fail(seen, remedy);
     }
     if answer.status.is_success() {
         return Verdict::fail(
