@@ -209,6 +209,7 @@ async fn refused(site: &Site, status: StatusCode, headers: &HeaderMap, body: hyp
     let body = timeout(Duration::from_secs(1), crate::transport::collect(body, ANSWER)).await;
     let body = body.ok().flatten().unwrap_or_default();
     match code(headers) {
+        Some(code) if code == "upstream_unreachable" => Verdict::skipped("Ollama is not running there"),
         // The upstream's own words.
         None if !detail(&body).is_empty() => {
             Verdict::fail(detail(&body), "name a model that the desktop has with --generate MODEL")

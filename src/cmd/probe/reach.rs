@@ -65,7 +65,7 @@ pub(super) async fn run(site: &Site) -> bool {
     let took = began.elapsed();
     check.finish(through_proxy(proxy.as_deref(), &dialed));
     let check = board.begin(Group::Reach, "tls", None);
-    let connected = check.finish(tls(origin, &dialed, took));
+    let connected = check.finish(tls(origin, proxy.is_some(), &dialed, took));
     if !connected {
         return false;
     }
@@ -185,11 +185,11 @@ fn through_proxy(proxy: Option<&str>, dialed: &Result<Stream, DialError>) -> Ver
     }
 }
 
-fn tls(origin: &Origin, dialed: &Result<Stream, DialError>, took: Duration) -> Verdict {
+fn tls(origin: &Origin, through_proxy: bool, dialed: &Result<Stream, DialError>, took: Duration) -> Verdict {
     let stream = match dialed {
         Ok(stream) => stream,
         Err(error @ DialError::Tls { .. }) => return Verdict::fail(error, certificate_remedy(&error.to_string())),
-        Err(error) if origin.is_tls() => return Verdict::fail(error, "see what stands above"),
+        Err(error) if origin.is_tls() && !through_proxy => return Verdict::fail(error, "see what stands above"),
         Err(_) => return Verdict::skipped("there is no connection"),
     };
     let Some(facts) = stream.tls() else {
