@@ -1,70 +1,15 @@
 //! TLS between bridge and relay, and between bridge and local server.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::Response;
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::AbortHandle;
 use tunnel::bridge::status::Phase;
 use tunnel::transport::dial::Dialer;
 use tunnel::transport::full;
 
 use crate::harness::bridge::Transport;
-use crate::harness::tls::Authority;
+use crate::harness::tls_front::TlsFront;
 use crate::harness::{Caller, ChaosProxy, TestBridge, TestRelay, Upstream, on_each_transport, ready, text, within};
-
-/// Speaks TLS and passes what is inside on, as a proxy in front of a relay does.
-struct TlsFront {
-    address: SocketAddr,
-    authority: Authority,
-    task: AbortHandle,
-}
-
-impl Drop for TlsFront {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl TlsFront {
-    async fn before(target: SocketAddr) -> Self {
-        Self::speaking(&[], target).await
-    }
-
-    /// With these protocols to choose from.
-    async fn speaking(protocols: &[&str], target: SocketAddr) -> Self {
-        let authority = Authority::named("Test CA");
-        let acceptor = authority.acceptor_with("localhost", protocols, |_| {});
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let task = tokio::spawn(async move {
-            loop {
-                let (near, _) = listener.accept().await.unwrap();
-                let acceptor = acceptor.clone();
-                tokio::spawn(async move {
-                    let mut near = acceptor.accept(near).await.ok()?;
-                    let mut far = TcpStream::connect(target).await.ok()?;
-                    copy_bidirectional(&mut near, &mut far).await.ok()
-                });
-            }
-        });
-        Self {
-            address,
-            authority,
-            task: task.abort_handle(),
-        }
-    }
-
-    fn ca_file(&self) -> std::path::PathBuf {
-        self.authority.ca_file()
-    }
-
-    fn url(&self) -> String {
-        format!("https://localhost:{}", self.address.port())
-    }
-}
 
 on_each_transport! {
     async fn a_relay_behind_tls_is_reached_and_so_is_a_local_server(transport: Transport) {

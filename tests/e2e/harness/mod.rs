@@ -6,7 +6,11 @@ pub(crate) mod corporate;
 #[cfg(target_os = "linux")]
 pub(crate) mod deployed;
 #[cfg(target_os = "linux")]
+pub(crate) mod misbehaving;
+#[cfg(target_os = "linux")]
 pub(crate) mod pebble;
+#[cfg(target_os = "linux")]
+pub(crate) mod probe;
 #[cfg(target_os = "linux")]
 pub(crate) mod process;
 #[cfg(target_os = "linux")]
@@ -15,6 +19,7 @@ pub(crate) mod proxy;
 pub(crate) mod raw_bridge;
 pub(crate) mod relay;
 pub(crate) mod tls;
+pub(crate) mod tls_front;
 pub(crate) mod upstream;
 
 use std::time::Duration;

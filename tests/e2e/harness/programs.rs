@@ -77,12 +77,21 @@ impl Program {
             Front::NaiveNginx => nginx(address, folder, relay, "").await,
             Front::HastyNaiveNginx => nginx(address, folder, relay, HASTY).await,
             Front::HastyNginx => nginx(address, folder, relay, &[UPGRADES, HASTY].concat()).await,
-            Front::HastyHaproxy => haproxy(address, folder, relay, "timeout tunnel 5s", "").await,
+            Front::HastyHaproxy => haproxy(address, folder, relay, &[PROMPT, "timeout tunnel 5s"], "").await,
             Front::StrictHaproxy => {
-                let deny = "http-request deny deny_status 403 if { req.hdr(upgrade) -m found }";
-                haproxy(address, folder, relay, "timeout tunnel 1h", deny).await
+                haproxy(address, folder, relay, &[PROMPT, "timeout tunnel 1h"], DENY_UPGRADES).await
             }
         }
+    }
+
+    /// nginx in front of this relay, with these directives where its requests are passed on.
+    pub(crate) async fn nginx(relay: SocketAddr, directives: &str) -> Self {
+        nginx(free_address(), folder(), relay, directives).await
+    }
+
+    /// haproxy in front of this relay, with these settings, and this rule for what passes.
+    pub(crate) async fn haproxy(relay: SocketAddr, settings: &[&str], rule: &str) -> Self {
+        haproxy(free_address(), folder(), relay, settings, rule).await
     }
 
     /// On the way out.
@@ -162,8 +171,12 @@ impl Program {
     }
 }
 
+/// Or each piece of an answer waits 200 ms for the next.
+pub(crate) const PROMPT: &str = "option http-no-delay";
+pub(crate) const DENY_UPGRADES: &str = "http-request deny deny_status 403 if { req.hdr(upgrade) -m found }";
+
 /// As every guide on the web has it, for plain requests too.
-const UPGRADES: &str = "
+pub(crate) const UPGRADES: &str = "
             proxy_http_version 1.1;
             proxy_set_header Upgrade $http_upgrade;
             proxy_set_header Connection \"upgrade\";";
@@ -205,7 +218,8 @@ http {{
     .await
 }
 
-async fn haproxy(address: SocketAddr, folder: TempDir, relay: SocketAddr, tunnel: &str, rule: &str) -> Program {
+async fn haproxy(address: SocketAddr, folder: TempDir, relay: SocketAddr, settings: &[&str], rule: &str) -> Program {
+    let settings = settings.join("\n    ");
     let config = format!(
         "global
     maxconn 500
@@ -214,12 +228,10 @@ defaults
     mode http
     log global
     option httplog
-    # Or each piece of an answer waits 200 ms for the next.
-    option http-no-delay
     timeout connect 5s
     timeout client 60s
     timeout server 60s
-    {tunnel}
+    {settings}
 frontend in
     bind {address}
     {rule}

@@ -83,3 +83,10 @@ pub(crate) fn token_for(user: &str, scope: &str) -> String {
     let token = tokens.issue(user, Scopes::parse(Some(scope)), Some(Duration::from_secs(3600)));
     token.unwrap().expose().to_owned()
 }
+
+/// A token that ended long ago.
+pub(crate) fn expired_token(user: &str) -> String {
+    let claims = serde_json::json!({"sub": user, "exp": 1_000_000_000});
+    let key = jsonwebtoken::EncodingKey::from_secret(SECRET);
+    jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()
+}
