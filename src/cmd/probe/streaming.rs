@@ -215,13 +215,13 @@ fn judge(site: &Site, pieces: &[Piece], buffered: Cause) -> Verdict {
 
 /// Whether compression, where the caller takes it, holds back what comes in time without.
 fn judge_gzip(site: &Site, compressed: Result<Watched, Verdict>, in_time_without: bool) -> Verdict {
+    if !in_time_without {
+        return Verdict::skipped("streams do not come in time without it either");
+    }
     let watched = match compressed {
         Ok(watched) => watched,
         Err(verdict) => return verdict,
     };
-    if !in_time_without {
-        return Verdict::skipped("streams do not come in time without it either");
-    }
     let lasts = EVERY * (CHUNKS - 1);
     match watched.encoding {
         None => Verdict::pass("nothing on the way compresses streams"),

@@ -44,12 +44,16 @@ pub(super) async fn run(site: &Site, allowed: &Result<(), String>) -> Result<(),
     match timeout(UPGRADE_WITHIN, connected(site)).await {
         Ok(Ok(round_trip)) => {
             upgrade.finish(Verdict::pass(format!("101, {SUBPROTOCOL}")));
-            ping.finish(match round_trip {
+            let answered = ping.finish(match round_trip {
                 Some(time) => Verdict::pass(format!("round trip {}", ms(time))).with("roundTripMs", figure(time)),
                 None => Verdict::fail("no answer to a ping", site.remedy(Cause::UpgradeSilent)),
             });
             origin.run(foreign(site)).await;
-            Ok(())
+            if answered {
+                Ok(())
+            } else {
+                Err("nothing passes over WebSocket".to_owned())
+            }
         }
         failed => {
             let verdict = match failed {
