@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http::Response;
 use rcgen::{CertificateParams, date_time_ymd};
 use tokio::join;
+use tokio::net::TcpListener;
 use tunnel::demo::Demo;
 use tunnel::transport::full;
 
@@ -65,6 +66,18 @@ async fn a_relay_that_is_not_there_is_named() {
     probe(address).run().await.only_failed(["reach/tcp"], "listens there");
     let nobody = probe_url("https://nobody.invalid").run().await;
     nobody.only_failed(["reach/name"], "A and AAAA records");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = probe(listener.local_addr().unwrap());
+    let closing = async {
+        loop {
+            drop(listener.accept().await.unwrap())
+        }
+    };
+    let report = tokio::select! {
+        report = silent.run() => report,
+        () = closing => unreachable!(),
+    };
+    report.only_failed(["reach/http"], "a web server answers");
 }
 
 #[tokio::test]
@@ -220,4 +233,21 @@ async fn an_ollama_that_does_not_run_is_named() {
         .run()
         .await;
     report.only_failed(["desktop/ollama"], "start Ollama");
+}
+
+#[tokio::test]
+async fn a_desktop_without_a_model_is_warned_of() {
+    let relay = TestRelay::start().await;
+    let upstream = Upstream::serving(|request| async move {
+        let words = match request.uri().path() {
+            "/api/version" => "{\"version\":\"0.17.1\"}",
+            _ => "{\"models\":[]}",
+        };
+        Response::new(full(words))
+    });
+    let upstream = upstream.await;
+    let _bridge = TestBridge::to(&relay, &upstream).start().await;
+    ready(&relay, "ann").await;
+    let report = probe(relay.address).only("desktop").run().await;
+    report.only_warned(["desktop/models"], "ollama pull");
 }

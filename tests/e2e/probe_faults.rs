@@ -1,10 +1,12 @@
 //! `tunnel probe` behind proxies that do one thing wrong: it names that, with what to change, and nothing else.
 #![cfg(target_os = "linux")]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::join;
+use tokio::sync::Semaphore;
 
 use crate::harness::TestRelay;
 use crate::harness::deployed::{Deployed, Kind};
@@ -65,7 +67,7 @@ async fn behind_proxies_that_are_set_up_as_documented_there_is_no_trouble() {
 /// What the faults of the others stand out from.
 #[tokio::test]
 async fn behind_proxies_without_a_fault_there_is_no_trouble() {
-    let groups = "websocket,polling,exchange,streaming,cancel";
+    let groups = "websocket,polling,streaming,cancel";
     let (nginx, haproxy, unknown) = join!(
         nginx("", groups),
         haproxy(&[PROMPT, LEAVERS, TUNNELS], "", groups),
@@ -239,10 +241,21 @@ async fn a_proxy_that_sends_pieces_in_bunches_is_warned_of() {
 
 #[tokio::test]
 async fn a_proxy_that_does_not_tell_that_a_caller_left_is_named() {
-    let report = haproxy(&[PROMPT, TUNNELS], "", "cancel").await;
-    report
-        .only_failed(["cancel/waiting"], "haproxy: option abortonclose")
-        .over_each_transport("cancel");
+    let (haproxy, nginx, unknown) = join!(
+        haproxy(&[PROMPT, TUNNELS], "", "cancel"),
+        nginx("proxy_ignore_client_abort on;", "cancel"),
+        misbehaving(Fault::ReadsOn, "cancel"),
+    );
+    for (report, check, words) in [
+        (haproxy, "cancel/waiting", "haproxy: option abortonclose"),
+        (nginx, "cancel/waiting", "nginx: proxy_ignore_client_abort off"),
+        (unknown, "cancel/mid-stream", "proxy_ignore_client_abort off"),
+    ] {
+        report
+            .only_failed([check], words)
+            .over_each_transport("cancel")
+            .saw("fail", check, "would go on computing");
+    }
 }
 
 #[tokio::test]
@@ -314,6 +327,52 @@ async fn a_proxy_that_meddles_with_permissions_for_pages_is_named() {
     }
     let probe = probe(relay.address).only("browser");
     probe.with("--origin", "https://app.example.com").run().await.is_well();
+}
+
+#[tokio::test]
+async fn a_proxy_that_takes_few_requests_at_once_is_named() {
+    let permits = Arc::new(Semaphore::new(40));
+    let report = misbehaving(Fault::Admits(permits), "exchange").await;
+    report
+        .only_failed(["exchange/100 at once"], "limit_req")
+        .saw("fail", "exchange/100 at once", "of 100 failed: 429");
+}
+
+#[tokio::test]
+async fn a_proxy_that_breaks_answers_off_is_named() {
+    let report = misbehaving(Fault::CutsAnswers(7), "streaming").await;
+    report
+        .only_failed(["streaming/ndjson", "streaming/sse"], "proxy_read_timeout")
+        .saw("fail", "streaming/ndjson", "broke off after 7 of 20");
+}
+
+#[tokio::test]
+async fn a_websocket_that_carries_nothing_is_named() {
+    let report = misbehaving(Fault::MutesUpgrades, "websocket,polling,cancel").await;
+    report
+        .only_failed(["websocket/ping"], "timeout tunnel")
+        .saw("skipped", "cancel/all", "no bridge");
+}
+
+#[tokio::test]
+async fn what_is_no_relay_or_another_one_is_named() {
+    let answers = |path, status, words| misbehaving(Fault::Answers(path, status, words), "routes");
+    let (sick, draining, foreign, old) = join!(
+        answers("/healthz", 500, "no"),
+        answers("/readyz", 503, "{\"status\":\"draining\"}"),
+        answers("/-/version", 200, "<html>"),
+        answers("/-/version", 200, "{\"name\":\"tunnel\",\"version\":\"0.0.1\"}"),
+    );
+    sick.only_failed(["routes/health"], "location /");
+    draining.only_warned(["routes/ready"], "wait for its successor");
+    foreign.only_failed(["routes/version"], "sends all paths to the relay");
+    old.only_warned(["routes/version"], "update the older one");
+}
+
+#[tokio::test]
+async fn a_proxy_that_hides_where_a_page_is_from_is_warned_of() {
+    let report = misbehaving(Fault::DropsHeader("origin"), "websocket").await;
+    report.only_warned(["websocket/origin"], "let the Origin header through");
 }
 
 #[tokio::test]

@@ -7,13 +7,15 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, stream};
 use http::header::{AUTHORIZATION, DATE, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, BodyStream, StreamBody};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 use tunnel::transport::{Body, BoxError, full};
@@ -30,6 +32,16 @@ pub(crate) enum Fault {
     AnswersUpgrades(u16),
     /// Never answers an upgrade.
     IgnoresUpgrades,
+    /// Lets upgrades pass, and nothing after them.
+    MutesUpgrades,
+    /// Answers this path by itself.
+    Answers(&'static str, u16, &'static str),
+    /// Refuses callers for whom there is no permit.
+    Admits(Arc<Semaphore>),
+    /// Breaks answers off after so many pieces.
+    CutsAnswers(usize),
+    /// Goes on reading an answer when its caller left.
+    ReadsOn,
     /// Its clock, and so every date, is so many seconds ahead, or behind.
     ShiftsDates(i64),
     /// Answers a poll only when a multiple of this time is over since it came.
@@ -116,16 +128,22 @@ impl State {
         }
         let came = Instant::now();
         let path = request.uri().path().to_owned();
+        let upgrades = request.headers().contains_key(UPGRADE);
         match fault {
-            Fault::AnswersUpgrades(status) if request.headers().contains_key(UPGRADE) => {
-                let mut response = Response::new(full("no"));
-                *response.status_mut() = StatusCode::from_u16(status)?;
-                return Ok(response);
-            }
-            Fault::IgnoresUpgrades if request.headers().contains_key(UPGRADE) => return pending().await,
+            Fault::AnswersUpgrades(status) if upgrades => return own(status, "no"),
+            Fault::IgnoresUpgrades if upgrades => return pending().await,
+            Fault::Answers(known, status, words) if known == path => return own(status, words),
             _ => {}
         }
-        let response = self.pass(changed(request, &fault)?).await?;
+        let _admitted = match &fault {
+            Fault::Admits(permits) if path.starts_with("/rig/") => match permits.try_acquire() {
+                Ok(permit) => Some(permit),
+                Err(_) => return own(429, "no"),
+            },
+            _ => None,
+        };
+        let mutes = matches!(fault, Fault::MutesUpgrades);
+        let response = self.pass(changed(request, &fault)?, mutes).await?;
         if let Fault::AnswersPollsEvery(interval) = fault
             && path.starts_with("/api/bridge/poll")
         {
@@ -136,7 +154,7 @@ impl State {
     }
 
     /// To the relay, and what becomes a tunnel is one from then on.
-    async fn pass(&self, mut request: Request<Body>) -> Result<Response<Incoming>, BoxError> {
+    async fn pass(&self, mut request: Request<Body>, mutes: bool) -> Result<Response<Incoming>, BoxError> {
         let near = hyper::upgrade::on(&mut request);
         let far = TcpStream::connect(self.target).await?;
         far.set_nodelay(true)?;
@@ -147,12 +165,21 @@ impl State {
             let far = hyper::upgrade::on(&mut response);
             tokio::spawn(async move {
                 let (near, far) = (near.await?, far.await?);
+                if mutes {
+                    pending::<()>().await;
+                }
                 tokio::io::copy_bidirectional(&mut TokioIo::new(near), &mut TokioIo::new(far)).await?;
                 Ok::<_, BoxError>(())
             });
         }
         Ok(response)
     }
+}
+
+fn own(status: u16, words: &'static str) -> Result<Response<Body>, BoxError> {
+    let mut response = Response::new(full(words));
+    *response.status_mut() = StatusCode::from_u16(status)?;
+    Ok(response)
 }
 
 fn changed(request: Request<Incoming>, fault: &Fault) -> Result<Request<Body>, BoxError> {
@@ -192,6 +219,19 @@ async fn changed_answer(response: Response<Incoming>, path: &str, fault: &Fault)
         }
         _ => {}
     }
+    if matches!(fault, Fault::ReadsOn) {
+        return Ok(Response::from_parts(head, read_on(body)));
+    }
+    if let Fault::CutsAnswers(pieces) = fault
+        && path.starts_with("/rig/stream")
+    {
+        let mut left = *pieces;
+        let pieces = BodyStream::new(body).map(move |piece| {
+            left = left.checked_sub(1).ok_or("enough")?;
+            Ok(piece?)
+        });
+        return Ok(Response::from_parts(head, StreamBody::new(pieces).boxed_unsync()));
+    }
     let changes = matches!(fault, Fault::ChangesDownloads) && path == "/rig/source";
     Ok(Response::from_parts(head, passed(body, changes)))
 }
@@ -209,4 +249,18 @@ fn passed(body: Incoming, mut changes: bool) -> Body {
         })
     });
     body.map_err(Into::into).boxed_unsync()
+}
+
+/// A body that is read to its end even if nobody wants it any more.
+fn read_on(mut body: Incoming) -> Body {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(piece) = body.frame().await {
+            sender.send(piece.map_err(Into::into)).ok();
+        }
+    });
+    let pieces = stream::unfold(receiver, |mut receiver| async {
+        Some((receiver.recv().await?, receiver))
+    });
+    StreamBody::new(pieces).boxed_unsync()
 }
