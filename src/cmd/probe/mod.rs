@@ -233,20 +233,28 @@ async fn look(args: &Args, site: &Site) -> Result<bool, Failure> {
     }
     let upstream = Upstream::start(PACE).await.context("cannot listen on loopback")?;
     let access = routes::run(site).await;
-    let (ws, poll, (), ()) = tokio::join!(
-        websocket::run(site, &access.bridge),
-        polling::run(site, &access),
-        browser::run(site, args.origin.as_ref()),
-        desktop::run(site, &access.api, args.bridge.as_deref(), args.generate.as_deref()),
+    let wants = |group| site.board.wants(group);
+    let bridges = [Group::Exchange, Group::Streaming, Group::Slowness, Group::Cancel];
+    let bridges = bridges.into_iter().any(wants);
+    let desktop = desktop::run(site, &access.api, args.bridge.as_deref(), args.generate.as_deref());
+    let (ws, poll, _, _) = tokio::join!(
+        wanted(bridges || wants(Group::Websocket), websocket::run(site, &access.bridge)),
+        wanted(bridges || wants(Group::Polling), polling::run(site, &access)),
+        wanted(wants(Group::Browser), browser::run(site, args.origin.as_ref())),
+        wanted(wants(Group::Desktop), desktop),
     );
-    let needed = [Group::Exchange, Group::Streaming, Group::Slowness, Group::Cancel];
-    if needed.into_iter().any(|group| site.board.wants(group)) {
+    if let (true, Some(ws), Some(poll)) = (bridges, ws, poll) {
         let ways = [(Transport::Ws, ws), (Transport::Poll, poll)]
             .map(|(transport, gets_through)| open(site, &upstream, transport, gets_through.and(access.api.clone())));
         let ways: Vec<Through> = join_all(ways).await.into_iter().flatten().collect();
         through(args, site, &upstream, &ways).await;
     }
     Ok(access.refused)
+}
+
+/// Does only what is wanted.
+async fn wanted<T>(wanted: bool, check: impl Future<Output = T>) -> Option<T> {
+    if wanted { Some(check.await) } else { None }
 }
 
 /// Opens the way over one transport; none where it is known that it does not get through, and then the reason is noted.
