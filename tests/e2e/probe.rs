@@ -53,7 +53,7 @@ async fn a_deployment_without_faults_passes_every_check_and_its_desktop_is_left_
 #[tokio::test]
 async fn several_probes_at_once_do_not_collide_and_leave_nothing_behind() {
     let relay = TestRelay::start().await;
-    let probes = [(); 3].map(|()| probe(relay.address).only("websocket,polling,slowness,cancel,desktop"));
+    let probes = [(); 3].map(|()| probe(relay.address).only("websocket,polling,streaming,cancel,desktop"));
     let (first, second, third) = join!(probes[0].run(), probes[1].run(), probes[2].run());
     for report in [first, second, third] {
         report

@@ -70,7 +70,7 @@ async fn a_relay_that_is_not_there_is_named() {
     let silent = probe(listener.local_addr().unwrap());
     let closing = async {
         loop {
-            drop(listener.accept().await.unwrap())
+            drop(listener.accept().await.unwrap());
         }
     };
     let report = tokio::select! {
@@ -85,8 +85,7 @@ async fn the_proxy_of_a_company_is_named_and_so_is_a_wrong_password() {
     let relay = TestRelay::start().await;
     let sealed = TlsFront::before(relay.address).await;
     let gateway = Program::gateway(Gateway::Squid).await;
-    let plain = format!("http://{}", relay.address);
-    for url in [plain, sealed.url()] {
+    let check = async |url: String| {
         let through = |password| {
             let probe = probe_url(&url).only("reach,websocket,polling,cancel");
             let probe = probe.with("--ca-file", sealed.ca_file().display());
@@ -101,7 +100,8 @@ async fn the_proxy_of_a_company_is_named_and_so_is_a_wrong_password() {
         refused
             .only_failed(["reach/proxy"], "--proxy-file")
             .saw("fail", "reach/proxy", "refused the password");
-    }
+    };
+    join!(check(format!("http://{}", relay.address)), check(sealed.url()));
 }
 
 #[tokio::test]

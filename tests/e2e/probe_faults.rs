@@ -151,16 +151,6 @@ async fn each_wrong_answer_to_an_upgrade_has_its_own_remedy() {
 }
 
 #[tokio::test]
-async fn an_upgrade_that_is_never_answered_is_named() {
-    let report = misbehaving(Fault::IgnoresUpgrades, "websocket,polling").await;
-    report.only_failed(["websocket/upgrade"], "timeout tunnel").saw(
-        "fail",
-        "websocket/upgrade",
-        "no answer to the upgrade",
-    );
-}
-
-#[tokio::test]
 async fn a_proxy_that_takes_no_large_bodies_is_named() {
     let report = nginx("client_max_body_size 1m;", "exchange,streaming").await;
     report
@@ -260,6 +250,7 @@ async fn a_proxy_that_does_not_tell_that_a_caller_left_is_named() {
 
 #[tokio::test]
 async fn a_proxy_that_changes_paths_is_named() {
+    // The path that matches is a decoded one.
     let rewrites = "rewrite ^(/rig/mirror/.*)$ $1 break;";
     let (nginx, unknown) = join!(
         nginx(rewrites, "exchange"),
@@ -347,11 +338,17 @@ async fn a_proxy_that_breaks_answers_off_is_named() {
 }
 
 #[tokio::test]
-async fn a_websocket_that_carries_nothing_is_named() {
-    let report = misbehaving(Fault::MutesUpgrades, "websocket,polling,cancel").await;
-    report
-        .only_failed(["websocket/ping"], "timeout tunnel")
-        .saw("skipped", "cancel/all", "no bridge");
+async fn an_upgrade_that_is_never_answered_and_a_websocket_that_carries_nothing_are_named() {
+    let (silent, mute) = join!(
+        misbehaving(Fault::IgnoresUpgrades, "websocket,polling,cancel"),
+        misbehaving(Fault::MutesUpgrades, "websocket,polling,cancel"),
+    );
+    silent.saw("fail", "websocket/upgrade", "no answer to the upgrade");
+    for (report, check) in [(silent, "websocket/upgrade"), (mute, "websocket/ping")] {
+        report
+            .only_failed([check], "timeout tunnel")
+            .saw("pass", "polling/requests", "register, poll, respond");
+    }
 }
 
 #[tokio::test]
