@@ -53,10 +53,8 @@ impl Subcommands {
     fn usual_verbosity(&self) -> i8 {
         match self {
             Self::Relay(_) | Self::Bridge(_) => 0,
-            // What the bridges of a probe do is told by its findings.
-            Self::Probe(_) => -1,
-            // Those of a measurement are cut, which is no news.
-            Self::Bench(_) => -2,
+            // What becomes of their bridges is told by their results.
+            Self::Probe(_) | Self::Bench(_) => -2,
         }
     }
 }

@@ -141,6 +141,9 @@ fn handshake(headers: &HeaderMap) -> Result<(Vec<u8>, Speech), Error> {
         return Err(bad("only version 13 of WebSocket is spoken here"));
     }
     let speech = if !headers.contains_key(SEC_WEBSOCKET_PROTOCOL) {
+        if headers.contains_key(names::TUNNEL_CLIENT_ID) {
+            return Err(bad("a proxy removed the header Sec-WebSocket-Protocol"));
+        }
         Speech::Json
     } else if names::has_token(headers, &SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
         Speech::Streams

@@ -53,7 +53,9 @@ async fn preflight(site: &Site, origin: &HeaderValue) -> Verdict {
             .split(',')
             .map(|part| part.trim().to_owned())
             .collect();
-        listed.iter().any(|part| part == wanted || part == "*")
+        // A star does not stand for Authorization (Fetch standard).
+        let star = wanted != "authorization";
+        listed.iter().any(|part| part == wanted || (star && part == "*"))
     };
     for (name, wanted) in [
         (&ACCESS_CONTROL_ALLOW_METHODS, "post"),

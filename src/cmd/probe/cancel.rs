@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-use http::Method;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http::{Method, Response};
 use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::remedy::Cause;
@@ -15,10 +19,8 @@ use crate::cmd::rig::now;
 use crate::cmd::rig::upstream::{HANG, Upstream};
 use crate::transport::empty;
 
-/// Time for a request to arrive that gives no sign of it.
-const ON_ITS_WAY: Duration = Duration::from_millis(800);
-/// An answer that comes piece by piece has begun by then.
-const BEGUN_WITHIN: Duration = Duration::from_secs(4);
+/// A request has arrived by then, and an answer that comes piece by piece has begun.
+const BEGUN_WITHIN: Duration = Duration::from_secs(5);
 /// Quick enough that nobody's work is lost.
 const QUICK: Duration = Duration::from_secs(1);
 /// Who does not know by then will not for long.
@@ -34,46 +36,65 @@ pub(super) async fn run(site: &Site, through: &Through, upstream: &Upstream) {
     );
 }
 
+/// An answer under way, or a request that waits for one.
+type Held = Result<Response<Incoming>, BoxFuture<'static, Result<Response<Incoming>, CallError>>>;
+
 async fn left(site: &Site, through: &Through, upstream: &Upstream, head: bool) -> Verdict {
     let id = format!("{}-{head}", through.bridge.name());
-    let told = upstream.left(&id);
+    let hanging = upstream.watch(&id);
     let path = format!("{HANG}?id={id}&head={}", u8::from(head));
-    let request = match through.caller.request(Method::GET, &path, empty()) {
-        Ok(request) => request,
-        Err(error) => return Verdict::skipped(error),
-    };
-    let waited = timeout(if head { BEGUN_WITHIN } else { ON_ITS_WAY }, async {
-        let mut response = through.caller.send(request).await?;
-        let first = response.body_mut().frame().await;
-        Ok::<_, CallError>((response, first.is_some()))
-    });
-    // Held while the time of leaving is noted, then dropped.
-    let held = match waited.await {
-        Ok(Ok((response, true))) if head && response.status().is_success() => Some(response),
-        Ok(Ok((response, _))) => return site.unexpected(response.status(), response.headers(), &[]),
-        Ok(Err(error)) => return Verdict::fail(error, site.remedy(Cause::BadGateway)),
-        Err(_) if head => return Verdict::skipped("answers do not come piece by piece: see streaming"),
-        Err(_) => None,
+    let held = match begun(site, through, &path, head, hanging.came).await {
+        Ok(held) => held,
+        Err(verdict) => return verdict,
     };
     let gone = now();
     drop(held);
-    match timeout(KNOWN_WITHIN, told).await {
-        Ok(Ok(at)) => {
-            let took = at.saturating_sub(gone);
-            let seen = format!("the upstream knows after {}", ms(took));
-            if took <= QUICK {
-                Verdict::pass(seen)
-            } else {
-                Verdict::warn(seen, site.remedy(Cause::CancelLate))
+    let Ok(Ok(at)) = timeout(KNOWN_WITHIN, hanging.left).await else {
+        let seen = format!(
+            "the upstream does not know after {} s: it would go on computing",
+            KNOWN_WITHIN.as_secs()
+        );
+        return Verdict::fail(seen, site.remedy(Cause::CancelLate));
+    };
+    let took = at.saturating_sub(gone);
+    let seen = format!("the upstream knows after {}", ms(took));
+    let verdict = if took <= QUICK + 2 * site.trip() {
+        Verdict::pass(seen)
+    } else {
+        Verdict::warn(seen, site.remedy(Cause::CancelLate))
+    };
+    verdict.with("knownMs", figure(took))
+}
+
+/// Asks, and waits until the first piece has come back, or until the request has come to the upstream.
+async fn begun(
+    site: &Site,
+    through: &Through,
+    path: &str,
+    head: bool,
+    came: oneshot::Receiver<Duration>,
+) -> Result<Held, Verdict> {
+    let failed = |error: CallError| Verdict::fail(error, site.remedy(Cause::BadGateway));
+    let request = through.caller.request(Method::GET, path, empty()).map_err(failed)?;
+    let caller = through.caller.clone();
+    let mut asked = async move { caller.send(request).await }.boxed();
+    let waited = timeout(BEGUN_WITHIN, async {
+        if !head {
+            tokio::select! {
+                answered = &mut asked => return answered.map(Some),
+                _ = came => return Ok(None),
             }
-            .with("knownMs", figure(took))
         }
-        _ => Verdict::fail(
-            format!(
-                "the upstream does not know after {} s: it would go on computing",
-                KNOWN_WITHIN.as_secs()
-            ),
-            site.remedy(Cause::CancelLate),
-        ),
+        let mut response = (&mut asked).await?;
+        response.body_mut().frame().await;
+        Ok(Some(response))
+    });
+    match waited.await {
+        Ok(Ok(Some(response))) if head && response.status().is_success() => Ok(Ok(response)),
+        Ok(Ok(Some(response))) => Err(site.unexpected(response.status(), response.headers(), &[])),
+        Ok(Ok(None)) => Ok(Err(asked)),
+        Ok(Err(error)) => Err(failed(error)),
+        Err(_) if head => Err(Verdict::skipped("answers do not come piece by piece: see streaming")),
+        Err(_) => Err(Verdict::skipped("the request did not come to the upstream in time")),
     }
 }

@@ -197,10 +197,17 @@ async fn generated(site: &Site, caller: &Caller, model: &str) -> Verdict {
     if let Some(error) = told.error {
         return Verdict::fail(error, "look at Ollama's log on the desktop");
     }
+    if !told.done {
+        return Verdict::fail("what came is no answer of Ollama's", "is it an Ollama that runs there?");
+    }
     let first = told.first.unwrap_or_else(|| began.elapsed());
     let speed = told.tokens_per_second;
     let rate = speed.map_or(String::new(), |speed| format!(", {speed:.0} tokens/s"));
-    Verdict::pass(format!("“{}” first token after {}{rate}", told.text.trim(), ms(first)))
+    let said = match told.text.trim() {
+        "" => "only thought so far,".to_owned(),
+        text => format!("“{text}”"),
+    };
+    Verdict::pass(format!("{said} first token after {}{rate}", ms(first)))
         .with("firstTokenMs", figure(first))
         .with("tokensPerSecond", speed)
 }
@@ -225,6 +232,7 @@ struct Told {
     first: Option<Duration>,
     tokens_per_second: Option<f64>,
     error: Option<String>,
+    done: bool,
 }
 
 async fn read(mut body: hyper::body::Incoming, began: Instant) -> Told {
@@ -258,10 +266,12 @@ impl Told {
         if let Some(error) = line["error"].as_str() {
             self.error = Some(error.to_owned());
         }
-        if let Some(word) = line["response"].as_str().filter(|word| !word.is_empty()) {
+        let word = |name: &str| line[name].as_str().filter(|word| !word.is_empty());
+        if word("response").or(word("thinking")).is_some() {
             self.first.get_or_insert_with(|| began.elapsed());
-            self.text.push_str(word);
         }
+        self.text.push_str(word("response").unwrap_or_default());
+        self.done |= line["done"] == true;
         if let (Some(count), Some(ns)) = (line["eval_count"].as_f64(), line["eval_duration"].as_f64()) {
             self.tokens_per_second = (ns > 0.0).then(|| count / ns * 1e9);
         }

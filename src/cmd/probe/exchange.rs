@@ -1,5 +1,7 @@
 //! Requests and answers through a bridge: whole, unchanged, and many at once.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, COOKIE, HOST, SET_COOKIE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
@@ -10,7 +12,7 @@ use tokio::time::Instant;
 
 use super::remedy::Cause;
 use super::report::{Group, Verdict, figure, ms};
-use super::site::{Site, code, detail, told};
+use super::site::{SMALL, Site, code, detail, told};
 use super::through::Through;
 use crate::cmd::rig::caller::CallError;
 use crate::cmd::rig::pattern::{self, Check};
@@ -34,8 +36,16 @@ pub(super) async fn run(site: &Site, through: &Through) {
     begin("headers").run(headers(site, through)).await;
     begin("path").run(path(site, through)).await;
     begin("100 at once").run(crowd(site, through)).await;
-    begin("1 MiB").run(bulk(site, through, MIB)).await;
-    begin("32 MiB").run_bulk(bulk(site, through, 32 * MIB)).await;
+    let began = Instant::now();
+    let small = begin("1 MiB").run_bulk(bulk(site, through, MIB)).await;
+    let expected = began.elapsed() * 32;
+    let check = begin("32 MiB");
+    if small && expected > site.board.limit() * 2 {
+        let seen = format!("would take about {} s", expected.as_secs());
+        check.finish(Verdict::skipped(format!("{seen}; --timeout 5m gives it the time")));
+    } else {
+        check.run_bulk(bulk(site, through, 32 * MIB)).await;
+    }
 }
 
 async fn methods(site: &Site, through: &Through) -> Verdict {
@@ -110,8 +120,12 @@ async fn headers(site: &Site, through: &Through) -> Verdict {
     };
     let faults = arrived_wrong(&seen).into_iter().chain(answered_wrong(&answered));
     match faults.collect::<Vec<_>>().first() {
-        None => Verdict::pass("those that must pass did, credentials did not"),
         Some(fault) => Verdict::fail(fault, site.remedy(Cause::HeadersChanged)),
+        None if seen["headers"].to_string().contains(CLAIMED) => Verdict::warn(
+            "the relay believes X-Forwarded-For from this computer",
+            "if --trusted-proxy is not meant to name this computer, narrow it to the proxy's own address",
+        ),
+        None => Verdict::pass("those that must pass did, credentials did not"),
     }
 }
 
@@ -138,9 +152,6 @@ fn arrived_wrong(seen: &Value) -> Vec<String> {
             wrong.push(format!("{name} reached the upstream"));
         }
     }
-    if values("x-forwarded-for").join(",").contains(CLAIMED) {
-        wrong.push("a forged X-Forwarded-For reached the upstream".to_owned());
-    }
     if !values(HOST.as_str()).iter().all(|host| host.starts_with("127.0.0.1")) {
         wrong.push("Host is not the upstream's own".to_owned());
     }
@@ -157,7 +168,12 @@ fn answered_wrong(headers: &HeaderMap) -> Vec<String> {
     if values(&TWICE).join(", ") != "one, two" {
         wrong.push("a repeated header of the answer did not arrive as it was sent".to_owned());
     }
-    if values(&SET_COOKIE) != ["a=1", "b=2"] {
+    // Proxies add cookies of their own.
+    let cookies: Vec<_> = values(&SET_COOKIE)
+        .into_iter()
+        .filter(|cookie| matches!(*cookie, "a=1" | "b=2"))
+        .collect();
+    if cookies != ["a=1", "b=2"] {
         wrong.push("Set-Cookie of the answer did not arrive as it was sent".to_owned());
     }
     if headers.contains_key(TUNNEL_ERROR) {
@@ -187,11 +203,19 @@ async fn path(site: &Site, through: &Through) -> Verdict {
 async fn crowd(site: &Site, through: &Through) -> Verdict {
     let began = Instant::now();
     let asked = (0..CROWD).map(|number| async move {
-        let below = format!("/{number}");
-        match mirrored(site, through, &below, HeaderMap::new()).await {
-            Ok((seen, _)) if seen["target"] == format!("{MIRROR}/{number}") => Ok(()),
-            Ok(_) => Err(Verdict::fail("an answer went to the wrong caller", "")),
-            Err(verdict) => Err(verdict),
+        let path = format!("{MIRROR}/{number}");
+        match site.get(&through.caller, &path).await {
+            Ok(answer) if answer.status == StatusCode::OK => {
+                let seen: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+                match seen["target"] == path {
+                    true => Ok(()),
+                    false => Err(Verdict::fail("an answer went to the wrong caller", "")),
+                }
+            }
+            Ok(answer) if code(&answer.headers).is_some() => Err(site.unexpected_answer(&answer)),
+            // One alone was answered.
+            Ok(answer) => Err(Verdict::fail(told(answer.status), site.remedy(Cause::TooMany))),
+            Err(error) => Err(Verdict::fail(error, site.remedy(Cause::TooMany))),
         }
     });
     let answers = join_all(asked).await;
@@ -217,18 +241,25 @@ async fn bulk(site: &Site, through: &Through, octets: u64) -> Verdict {
         return verdict;
     }
     let down = began.elapsed();
-    let rate = |took: std::time::Duration| octets as f64 / 1e6 / took.as_secs_f64().max(1e-6);
-    Verdict::pass(format!("as sent; {:.0} MB/s up, {:.0} MB/s down", rate(up), rate(down)))
+    let rate = |took: Duration| {
+        let rate = octets as f64 / 1e6 / took.as_secs_f64().max(1e-6);
+        let digits = usize::from(rate < 10.0);
+        format!("{rate:.digits$} MB/s")
+    };
+    Verdict::pass(format!("as sent; {} up, {} down", rate(up), rate(down)))
         .with("upMs", figure(up))
         .with("downMs", figure(down))
 }
 
 async fn upload(site: &Site, through: &Through, octets: u64) -> Result<(), Verdict> {
     let length = HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from(octets))]);
-    let asked = site
-        .ask(&through.caller, Method::POST, SINK, pattern::body(octets), length)
-        .await;
-    let answer = match asked {
+    let asked = async {
+        let body = pattern::body(octets);
+        let mut request = through.caller.request(Method::POST, SINK, body)?;
+        request.headers_mut().extend(length);
+        through.caller.fetch(request, SMALL).await
+    };
+    let answer = match asked.await {
         Ok(answer) if answer.status == StatusCode::OK => answer,
         Ok(answer) if answer.status == StatusCode::PAYLOAD_TOO_LARGE => return Err(too_large(site, octets, &answer)),
         Ok(answer) => return Err(site.unexpected_answer(&answer)),
@@ -269,7 +300,7 @@ async fn download(site: &Site, through: &Through, octets: u64) -> Result<(), Ver
     let response = asked.await.map_err(|error| broken(site, &error))?;
     if response.status() != StatusCode::OK {
         let (head, body) = response.into_parts();
-        let body = collect(body, super::site::SMALL).await.unwrap_or_default();
+        let body = collect(body, SMALL).await.unwrap_or_default();
         return Err(site.unexpected(head.status, &head.headers, &body));
     }
     let status = response.status();

@@ -19,12 +19,15 @@ mod slowness;
 mod streaming;
 mod table;
 mod through;
+mod watch;
 mod websocket;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use clap::ValueEnum;
 use futures_util::future::{join, join_all};
 use http::HeaderValue;
 use indicatif::MultiProgress;
@@ -32,9 +35,10 @@ use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 
 use self::progress::Progress;
-use self::report::{Board, Finding, Group, Outcome, Report, Summary, Verdict, figure};
+use self::report::{Board, Group, Outcome, Report, Summary, Verdict, figure};
 use self::site::Site;
 use self::through::Through;
+use self::watch::Watched;
 use super::access::{NetworkArgs, RelayArgs, read_secret};
 use super::rig::bridge::said;
 use super::rig::caller::Caller;
@@ -43,6 +47,7 @@ use super::{Exit, Failure, duration, print};
 use crate::bridge::choice::Transport;
 use crate::shutdown::Shutdown;
 use crate::token::{Claims, Secret};
+use crate::transport::dial::BaseUrl;
 
 const EXAMPLE: &str = "\
 Examples:
@@ -56,6 +61,8 @@ from --token-file.";
 
 /// How long a word of the model behind the probe's bridge takes.
 const PACE: Duration = Duration::from_millis(5);
+/// The shortest time a check can have.
+const SHORTEST_LIMIT: Duration = Duration::from_secs(10);
 /// Where a relay listens unless told otherwise.
 const NEAR: &str = "http://127.0.0.1:8080";
 
@@ -93,7 +100,7 @@ pub struct Args {
     #[arg(long, value_name = "ORIGIN", value_parser = origin)]
     origin: Option<HeaderValue>,
     /// How long a check may take
-    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = limit)]
     timeout: Duration,
     /// Check again after this time, for ever, and print only what changed
     #[arg(long, value_name = "TIME", value_parser = duration)]
@@ -106,6 +113,15 @@ pub struct Args {
     health: Option<String>,
     #[command(flatten)]
     network: NetworkArgs,
+}
+
+/// Some checks wait for what takes seconds by its nature.
+fn limit(text: &str) -> Result<Duration, String> {
+    let limit = duration(text)?;
+    if limit < SHORTEST_LIMIT {
+        return Err(format!("no check can do with less than {} s", SHORTEST_LIMIT.as_secs()));
+    }
+    Ok(limit)
 }
 
 fn origin(text: &str) -> Result<HeaderValue, String> {
@@ -132,7 +148,10 @@ pub fn main(args: &Args, bars: &MultiProgress) -> Result<(), Failure> {
         let shutdown = Shutdown::new();
         tokio::spawn(shutdown.clone().on_signals("stopping"));
         match &args.health {
-            Some(url) => health(args, url).await,
+            Some(url) => tokio::select! {
+                checked = health(args, url) => checked,
+                () = shutdown.draining() => Err(anyhow::anyhow!("stopped before there was an answer").into()),
+            },
             None => probe(args, bars, &shutdown).await,
         }
     })
@@ -140,10 +159,17 @@ pub fn main(args: &Args, bars: &MultiProgress) -> Result<(), Failure> {
 
 /// The one quick check for containers.
 async fn health(args: &Args, url: &str) -> Result<(), Failure> {
-    let relay = url
+    let relay: BaseUrl = url
         .parse()
         .map_err(|error| Failure::usage(format!("--health: {error}")))?;
-    let caller = Caller::new(&args.network.dialer()?, &relay);
+    let dialer = args.network.dialer()?;
+    // The proxies of a network do not lead to this machine.
+    let dialer = if relay.origin().is_loopback() {
+        dialer.direct()
+    } else {
+        dialer
+    };
+    let caller = Caller::new(&dialer, &relay);
     let asked = async {
         let request = caller.request(http::Method::GET, "/healthz", crate::transport::empty())?;
         caller.fetch(request, site::SMALL).await
@@ -158,39 +184,47 @@ async fn health(args: &Args, url: &str) -> Result<(), Failure> {
 }
 
 async fn probe(args: &Args, bars: &MultiProgress, shutdown: &Shutdown) -> Result<(), Failure> {
-    let mut before: Option<Vec<Finding>> = None;
+    let mut watched = Watched::default();
     loop {
-        let progress = Progress::new(bars);
-        let site = site(args, &progress)?;
-        let began = Instant::now();
-        let looked = tokio::select! {
-            looked = look(args, &site) => Some(looked),
-            () = shutdown.draining() => None,
-        };
-        progress.clear();
-        said(&site.goodbyes).await;
-        let Some(looked) = looked else {
-            return Err(anyhow::anyhow!("stopped before it was done").into());
-        };
-        let refused = looked?;
-        let findings = site.board.findings();
-        let report = Report {
-            relay: site.relay.to_string(),
-            version: env!("CARGO_PKG_VERSION"),
-            summary: Summary::of(&findings),
-            findings,
-            took_ms: figure(began.elapsed()),
-        };
-        show(args, &report, before.as_deref())?;
+        let (report, refused) = once(args, bars, shutdown).await?;
         let Some(pause) = args.watch else {
+            print(&shown(args, &report)?);
             return ended(&report, refused);
         };
-        before = Some(report.findings);
+        if let Some(news) = watched.news(&report) {
+            print(&news.shown(args)?);
+        }
         tokio::select! {
             () = sleep(pause) => {}
-            () = shutdown.draining() => return Ok(()),
+            () = shutdown.draining() => return ended(&report, refused),
         }
     }
+}
+
+/// Does everything once; whether the relay refused a token.
+async fn once(args: &Args, bars: &MultiProgress, shutdown: &Shutdown) -> Result<(Report, bool), Failure> {
+    let progress = Progress::new(bars);
+    let site = site(args, &progress)?;
+    let began = Instant::now();
+    let looked = tokio::select! {
+        looked = look(args, &site) => Some(looked),
+        () = shutdown.draining() => None,
+    };
+    progress.clear();
+    said(&site.goodbyes).await;
+    let Some(looked) = looked else {
+        return Err(anyhow::anyhow!("stopped before it was done").into());
+    };
+    let refused = looked?;
+    let findings = site.board.findings();
+    let report = Report {
+        relay: site.relay.to_string(),
+        version: env!("CARGO_PKG_VERSION"),
+        summary: Summary::of(&findings),
+        findings,
+        took_ms: figure(began.elapsed()),
+    };
+    Ok((report, refused))
 }
 
 fn site(args: &Args, progress: &Progress) -> Result<Site, Failure> {
@@ -201,6 +235,10 @@ fn site(args: &Args, progress: &Progress) -> Result<Site, Failure> {
     if let Some(api) = &api_token {
         same_user(&token, api)?;
     }
+    let expired_token = secret("--expired-token-file", &args.expired_token_file)?;
+    if expired_token.as_ref().is_some_and(|token| !has_ended(token)) {
+        return Err(Failure::usage("--expired-token-file: this token has not expired yet"));
+    }
     let dialer = args.network.dialer()?;
     Ok(Site {
         stranger: Caller::new(&dialer, &relay),
@@ -208,11 +246,19 @@ fn site(args: &Args, progress: &Progress) -> Result<Site, Failure> {
         dialer,
         token,
         api_token,
-        expired_token: secret("--expired-token-file", &args.expired_token_file)?,
+        expired_token,
         board: Board::new(args.timeout, &args.only, progress.clone()),
         fronts: remedy::Fronts::default(),
         goodbyes: TaskTracker::new(),
+        trip: Arc::default(),
     })
+}
+
+/// Whether a token has ended; one that does not say so is given the benefit of the doubt.
+fn has_ended(token: &Secret) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let end = Claims::peek(token).and_then(|claims| claims.exp);
+    end.is_none_or(|end| end <= now.as_secs())
 }
 
 /// A caller reaches the bridges of the same user only.
@@ -229,6 +275,10 @@ fn same_user(token: &Secret, api: &Secret) -> Result<(), Failure> {
 /// Does all checks; whether the relay refused a token.
 async fn look(args: &Args, site: &Site) -> Result<bool, Failure> {
     if !reach::run(site).await {
+        for group in Group::value_variants().iter().filter(|group| **group != Group::Reach) {
+            let check = site.board.begin(*group, "all", None);
+            check.finish(Verdict::skipped("the relay cannot be reached"));
+        }
         return Ok(false);
     }
     let upstream = Upstream::start(PACE).await.context("cannot listen on loopback")?;
@@ -295,7 +345,7 @@ async fn through(args: &Args, site: &Site, upstream: &Upstream, ways: &[Through]
         };
         let silences = async {
             if site.board.wants(Group::Slowness) {
-                slowness::run(site, way, args.long).await;
+                slowness::run(site, way, upstream, args.long).await;
             }
         };
         join(join(streams, cancels), silences).await;
@@ -308,39 +358,11 @@ async fn through(args: &Args, site: &Site, upstream: &Upstream, ways: &[Through]
     }
 }
 
-fn show(args: &Args, report: &Report, before: Option<&[Finding]>) -> Result<(), Failure> {
+fn shown(args: &Args, report: &Report) -> Result<String, Failure> {
     if args.json {
-        let text = if args.watch.is_some() {
-            serde_json::to_string(report)
-        } else {
-            serde_json::to_string_pretty(report)
-        };
-        print(&text.context("cannot write the report")?);
-        return Ok(());
+        return Ok(serde_json::to_string_pretty(report).context("cannot write the report")?);
     }
-    let colours = console::colors_enabled();
-    let Some(before) = before else {
-        print(&table::whole(report, colours));
-        return Ok(());
-    };
-    let changed = report.findings.iter().filter(|finding| {
-        let same =
-            |old: &&Finding| (old.group, old.check, old.transport) == (finding.group, finding.check, finding.transport);
-        before
-            .iter()
-            .find(same)
-            .is_none_or(|old| old.outcome != finding.outcome)
-    });
-    let rows = table::rows(changed, colours);
-    if !rows.is_empty() {
-        let time = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
-        print(&format!(
-            "{time}: {}\n{}",
-            table::sentence(report.summary),
-            rows.trim_end()
-        ));
-    }
-    Ok(())
+    Ok(table::whole(report, console::colors_enabled()))
 }
 
 /// The exit code.

@@ -1,5 +1,6 @@
 //! The way to the relay: name, connection, proxy, TLS, HTTP version, clocks.
 
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
@@ -60,13 +61,10 @@ pub(super) async fn run(site: &Site) -> bool {
         }
     }
     let check = board.begin(Group::Reach, "proxy", None);
-    let began = Instant::now();
+    let tls_check = board.begin(Group::Reach, "tls", None);
     let dialed = site.dialer.dial_http(origin).await;
-    let took = began.elapsed();
     check.finish(through_proxy(proxy.as_deref(), &dialed));
-    let check = board.begin(Group::Reach, "tls", None);
-    let connected = check.finish(tls(origin, proxy.is_some(), &dialed, took));
-    if !connected {
+    if !tls_check.finish(tls(origin, proxy.is_some(), &dialed)) {
         return false;
     }
     let check = board.begin(Group::Reach, "front", None);
@@ -140,15 +138,24 @@ async fn tcp(found: &[SocketAddr]) -> Verdict {
         let connected = timeout(CONNECT, TcpStream::connect(address)).await;
         let failed = match connected {
             Ok(Ok(_)) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some("no answer".to_owned()),
+            Ok(Err(error)) => Some(error),
+            Err(_) => Some(io::Error::new(ErrorKind::TimedOut, "no answer")),
         };
         (address.ip(), began.elapsed(), failed)
     });
     let tried = join_all(tried).await;
+    let unrouted = |(address, _, failed): &&(IpAddr, Duration, Option<io::Error>)| {
+        let unreachable = [
+            ErrorKind::NetworkUnreachable,
+            ErrorKind::HostUnreachable,
+            ErrorKind::AddrNotAvailable,
+        ];
+        address.is_ipv6() && failed.as_ref().is_some_and(|error| unreachable.contains(&error.kind()))
+    };
+    let no_ipv6 = tried.iter().any(|tried| unrouted(&tried));
     let times: Vec<_> = tried
         .iter()
-        .map(|(address, took, failed)| json!({"address": address.to_string(), "ms": figure(*took), "error": failed}))
+        .map(|(address, took, failed)| json!({"address": address.to_string(), "ms": figure(*took), "error": failed.as_ref().map(ToString::to_string)}))
         .collect();
     let quickest = tried
         .iter()
@@ -156,6 +163,7 @@ async fn tcp(found: &[SocketAddr]) -> Verdict {
         .map(|(_, took, _)| *took);
     let dead = tried
         .iter()
+        .filter(|tried| !unrouted(tried))
         .find_map(|(address, _, failed)| Some((address, failed.as_ref()?)));
     let verdict = match (quickest.min(), dead) {
         (None, Some((_, error))) => Verdict::fail(
@@ -166,7 +174,14 @@ async fn tcp(found: &[SocketAddr]) -> Verdict {
             format!("{address} cannot be connected to: {error}"),
             "remove that address from the name's records, or make the server listen there: clients wait for it",
         ),
-        (quickest, None) => Verdict::pass(format!("connected in {}", ms(quickest.unwrap_or_default()))),
+        (Some(quickest), None) if no_ipv6 => {
+            Verdict::pass(format!("connected in {}; this computer has no IPv6", ms(quickest)))
+        }
+        (Some(quickest), None) => Verdict::pass(format!("connected in {}", ms(quickest))),
+        (None, None) => Verdict::fail(
+            "the name has an IPv6 address only, and this computer has no IPv6",
+            "give the name an A record, or this computer IPv6",
+        ),
     };
     verdict.with("addresses", times)
 }
@@ -185,12 +200,14 @@ fn through_proxy(proxy: Option<&str>, dialed: &Result<Stream, DialError>) -> Ver
     }
 }
 
-fn tls(origin: &Origin, through_proxy: bool, dialed: &Result<Stream, DialError>, took: Duration) -> Verdict {
+fn tls(origin: &Origin, through_proxy: bool, dialed: &Result<Stream, DialError>) -> Verdict {
     let stream = match dialed {
         Ok(stream) => stream,
         Err(error @ DialError::Tls { .. }) => return Verdict::fail(error, certificate_remedy(&error.to_string())),
-        Err(error) if origin.is_tls() && !through_proxy => return Verdict::fail(error, "see what stands above"),
-        Err(_) => return Verdict::skipped("there is no connection"),
+        Err(_) if through_proxy => return Verdict::skipped("the proxy does not lead there"),
+        Err(error) => {
+            return Verdict::fail(error, "check that the port is the right one, and what listens there");
+        }
     };
     let Some(facts) = stream.tls() else {
         return if origin.is_loopback() {
@@ -218,7 +235,6 @@ fn tls(origin: &Origin, through_proxy: bool, dialed: &Result<Stream, DialError>,
         .with("issuer", facts.issuer)
         .with("chain", facts.chain)
         .with("daysLeft", days)
-        .with("handshakeMs", figure(took))
 }
 
 /// What the dialer says of a certificate is what is wrong with it; this is who mends it.

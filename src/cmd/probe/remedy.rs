@@ -121,6 +121,8 @@ pub(super) enum Cause {
     PathChanged,
     /// Headers arrive changed.
     HeadersChanged,
+    /// A rule refuses what passes elsewhere.
+    Refused,
     /// Requests are refused when there are many.
     TooMany,
     /// That a caller left is not told.
@@ -136,16 +138,26 @@ impl Cause {
     fn remedy(self, front: Option<Front>) -> String {
         let settings = self.settings();
         let known = front.and_then(|front| settings.iter().find(|(of, _)| *of == front));
-        if let Some((front, setting)) = known {
-            return format!("{}: {setting}", front_name(*front));
+        let of = |wanted: &dyn Fn(Front) -> bool| {
+            let some = settings.iter().filter(|(front, _)| wanted(*front));
+            let some: Vec<_> = some
+                .map(|(front, setting)| format!("{}: {setting}", front_name(*front)))
+                .collect();
+            some.join(" · ")
+        };
+        match known {
+            // Its own settings, or those of what it hides.
+            Some((Front::Cloudflare, _)) => format!(
+                "{}; or in the proxy behind it: {}",
+                of(&|front| front == Front::Cloudflare),
+                of(&|front| front != Front::Cloudflare)
+            ),
+            Some((known, _)) => of(&|front| front == *known),
+            None => format!("in the proxy before the relay: {}", of(&|_| true)),
         }
-        let all: Vec<_> = settings
-            .iter()
-            .map(|(front, setting)| format!("{}: {setting}", front_name(*front)))
-            .collect();
-        format!("in the proxy before the relay: {}", all.join(" · "))
     }
 
+    /// Longer than other functions: it is a table.
     fn settings(self) -> &'static [(Front, &'static str)] {
         use Front::{Caddy, Cloudflare, Haproxy, Nginx};
         match self {
@@ -292,6 +304,21 @@ impl Cause {
                 (Haproxy, "remove del-header, set-header and replace-header rules for it"),
                 (Caddy, "remove header_up and header_down rules for it"),
                 (Cloudflare, "remove transform rules for it"),
+            ],
+            Self::Refused => &[
+                (
+                    Nginx,
+                    "look into error.log for the request; remove the deny, return or WAF rule that refuses it",
+                ),
+                (
+                    Haproxy,
+                    "look into the log for the request (PR-- in its line); remove the http-request deny rule",
+                ),
+                (
+                    Caddy,
+                    "look into its log for the request; remove the matcher that refuses it",
+                ),
+                (Cloudflare, "look at Security Events for the rule that blocks it"),
             ],
             Self::TooMany => &[
                 (Nginx, "raise limit_req, limit_conn and worker_connections"),

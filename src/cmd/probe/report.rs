@@ -11,8 +11,11 @@ use tokio::time::{Instant, timeout};
 use super::progress::Progress;
 use crate::bridge::choice::Transport;
 
+/// The longest sentence on what was seen, characters.
+const LONGEST: usize = 400;
+
 /// What belongs together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Group {
     /// Name, connection, TLS, clock
@@ -79,10 +82,12 @@ pub(super) struct Verdict {
 }
 
 impl Verdict {
+    /// Some of the words are those of strangers: no control characters, and no novel.
     fn new(outcome: Outcome, seen: impl fmt::Display) -> Self {
+        let plain = |c: char| if c.is_control() { ' ' } else { c };
         Self {
             outcome,
-            seen: seen.to_string(),
+            seen: seen.to_string().chars().take(LONGEST).map(plain).collect(),
             remedy: None,
             figures: Map::new(),
         }
@@ -123,6 +128,11 @@ impl Verdict {
     pub(super) fn prefixed(mut self, words: &str) -> Self {
         self.seen.insert_str(0, words);
         self
+    }
+
+    /// Whether it could not be checked.
+    pub(super) fn is_skipped(&self) -> bool {
+        self.outcome == Outcome::Skipped
     }
 
     /// Whether it is as it must be, or nearly.

@@ -1,8 +1,11 @@
 //! The relay's paths: there, and closed to everybody without a token that is valid.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use futures_util::future::{join, join_all};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::remedy::Cause;
 use super::report::{Check, Group, Verdict};
@@ -61,7 +64,11 @@ async fn healthy(site: &Site) -> Verdict {
 }
 
 async fn is_ready(site: &Site) -> Verdict {
-    match site.get(&site.stranger, "/readyz").await {
+    let began = Instant::now();
+    let answer = site.get(&site.stranger, "/readyz").await;
+    // The connection stands already, if the way keeps connections.
+    let _ = site.trip.set(began.elapsed());
+    match answer {
         Ok(answer) if answer.status == StatusCode::OK => Verdict::pass(format!("takes work ({})", status_of(&answer))),
         Ok(answer) if answer.status == StatusCode::SERVICE_UNAVAILABLE && json(&answer).is_some() => Verdict::warn(
             format!("takes no work: {}", status_of(&answer)),
@@ -192,13 +199,30 @@ fn described(token: &Secret) -> Verdict {
         .scope
         .as_deref()
         .map_or(String::new(), |scope| format!(", for {scope}"));
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
-    let days = claims.exp.map(|end| end.saturating_sub(now.as_secs()) / (24 * 3600));
-    let end = days.map_or("never ends".to_owned(), |days| format!("ends in {days} days"));
-    let verdict = Verdict::pass(format!("accepted: user {}{scopes}, {end}", claims.sub));
-    verdict.with("user", claims.sub).with("daysLeft", days)
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let left = claims.exp.map(|end| Duration::from_secs(end).saturating_sub(now));
+    let end = left.map_or("never ends".to_owned(), |left| {
+        format!("ends in {}", days_or_less(left))
+    });
+    let seen = format!("accepted: user {}{scopes}, {end}", claims.sub);
+    let verdict = if left.is_some_and(|left| left < SOON) {
+        Verdict::warn(seen, "get a new one before it ends: tunnel relay token --user NAME")
+    } else {
+        Verdict::pass(seen)
+    };
+    verdict
+        .with("user", claims.sub)
+        .with("secondsLeft", left.map(|left| left.as_secs()))
+}
+
+fn days_or_less(time: Duration) -> String {
+    let (seconds, day) = (time.as_secs(), 24 * 3600);
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        _ if seconds < 2 * day => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / day),
+    }
 }
 
 /// Whether the token is for bridges: a registration without content is refused for that reason, or for another.
@@ -225,6 +249,8 @@ fn may_request(token: &Secret) -> Result<(), String> {
     Ok(())
 }
 
+/// A token that ends so soon may end while it is used here.
+const SOON: Duration = Duration::from_secs(5 * 60);
 /// A path that belongs to an upstream.
 const FORWARDED: &str = "/api/tags";
 

@@ -1,8 +1,12 @@
 //! The deployment that is looked at: where it is, what may be asked of it, and how an answer is read.
 
-use http::header::RETRY_AFTER;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use http::header::LOCATION;
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::Value;
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::remedy::{Cause, Fronts};
@@ -29,6 +33,8 @@ pub(super) struct Site {
     pub(super) expired_token: Option<Secret>,
     pub(super) board: Board,
     pub(super) fronts: Fronts,
+    /// How long a small request takes.
+    pub(super) trip: Arc<OnceLock<Duration>>,
     /// Those who have to tell the relay that they end.
     pub(super) goodbyes: TaskTracker,
 }
@@ -44,7 +50,7 @@ impl Site {
         self.stranger.with_token(&self.token)
     }
 
-    /// Asks, and learns what stands before the relay.
+    /// Asks, and waits as long as a check may take.
     pub(super) async fn ask(
         &self,
         caller: &Caller,
@@ -55,9 +61,14 @@ impl Site {
     ) -> Result<Answer, CallError> {
         let mut request = caller.request(method, path, body)?;
         request.headers_mut().extend(headers);
-        let answer = caller.fetch(request, SMALL).await?;
-        self.fronts.learn(&answer.headers);
-        Ok(answer)
+        let limit = self.board.limit();
+        let answered = timeout(limit, caller.fetch(request, SMALL)).await;
+        answered.unwrap_or(Err(CallError::Silent(limit)))
+    }
+
+    /// How long a small request to the relay took; nothing before the first.
+    pub(super) fn trip(&self) -> Duration {
+        self.trip.get().copied().unwrap_or_default()
     }
 
     /// A GET with nothing besides.
@@ -67,19 +78,30 @@ impl Site {
 
     /// What there is to be done about a cause.
     pub(super) fn remedy(&self, cause: Cause) -> String {
+        let below_a_prefix = self.relay.path("/") != "/";
+        if below_a_prefix && matches!(cause, Cause::NotRouted | Cause::PathChanged) {
+            return "give the relay a host name of its own: below a path, proxies rewrite what they pass on".to_owned();
+        }
         self.fronts.remedy(cause)
     }
 
     /// The verdict on an answer that is not the one wanted: the relay's own words, or what the status of somebody else means.
     pub(super) fn unexpected(&self, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Verdict {
-        self.fronts.learn(headers);
         if let Some(code) = code(headers) {
             let seen = format!("the relay answered {} ({code}): {}", status.as_u16(), detail(body));
-            return Verdict::fail(seen, own_remedy(&code, headers));
+            return Verdict::fail(seen, own_remedy(&code));
         }
         let seen = format!("{} from something before the relay", told(status));
+        if let (true, Some(location)) = (status.is_redirection(), headers.get(LOCATION)) {
+            let location = String::from_utf8_lossy(location.as_bytes());
+            return Verdict::fail(
+                format!("{seen}, to {location}"),
+                "use the address it leads to as --relay",
+            );
+        }
         let cause = match status.as_u16() {
-            401 | 403 => Cause::NoAuthorization,
+            401 | 407 => Cause::NoAuthorization,
+            400 | 403 | 431 => Cause::Refused,
             404 | 405 => Cause::NotRouted,
             413 => Cause::BodyLimit,
             408 | 504 | 524 => Cause::ReadTimeout,
@@ -117,15 +139,17 @@ pub(super) fn told(status: StatusCode) -> String {
     }
 }
 
-fn own_remedy(code: &str, headers: &HeaderMap) -> String {
+/// What there is to be done about the relay's own refusal.
+pub(super) fn own_remedy(code: &str) -> String {
     match code {
         "too_large" => "raise --max-body at the relay".to_owned(),
-        "overloaded" => "raise --max-in-flight-per-user or --max-in-flight-per-bridge at the relay".to_owned(),
+        "overloaded" => {
+            "raise --max-in-flight-per-user, --max-in-flight-per-bridge or --max-bridges-per-user at the relay"
+                .to_owned()
+        }
         "no_bridge" => "both tokens must be of the same user; if they are, try again".to_owned(),
-        "draining" => match headers.get(RETRY_AFTER).and_then(|after| after.to_str().ok()) {
-            Some(after) => format!("the relay is stopping: try again in {after} s"),
-            None => "the relay is stopping: try again in a moment".to_owned(),
-        },
+        "draining" => "the relay is stopping: try again in a moment".to_owned(),
+        "unauthorized" => "get a new token from the relay's operator: tunnel relay token --user NAME".to_owned(),
         "timeout" => "look into the relay's log for the request".to_owned(),
         _ => String::new(),
     }

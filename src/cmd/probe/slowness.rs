@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
-use http::{HeaderMap, Method, StatusCode};
+use http::{Method, StatusCode};
 use tokio::time::{Instant, sleep};
 
 use super::remedy::Cause;
 use super::report::{Group, Verdict, ms};
-use super::site::{Site, code, detail};
+use super::site::{SMALL, Site, code};
 use super::through::Through;
 use crate::bridge::choice::Transport;
 use crate::bridge::status::Phase;
-use crate::cmd::rig::upstream::SLOW;
+use crate::cmd::rig::upstream::{SLOW, Upstream};
 use crate::transport::empty;
 
 /// A little more than five seconds, a limit that people set.
@@ -27,7 +27,7 @@ const LONG: [Duration; 3] = [
 const SLACK: Duration = Duration::from_secs(15);
 
 /// Does the checks through one bridge; `long` looks for the idle limit of the whole path.
-pub(super) async fn run(site: &Site, through: &Through, long: bool) {
+pub(super) async fn run(site: &Site, through: &Through, upstream: &Upstream, long: bool) {
     let begin = |name| site.board.begin(Group::Slowness, name, Some(through.transport));
     let first = begin("first byte").run_for(SHORT + SLACK, first_byte(site, through, &[SHORT]));
     if !long {
@@ -36,7 +36,7 @@ pub(super) async fn run(site: &Site, through: &Through, long: bool) {
     }
     let longest = LONG[LONG.len() - 1];
     let silence = begin("long silence").run_for(longest + SLACK, first_byte(site, through, &LONG));
-    let idle = begin("idle link").run_for(longest + SLACK, idle(site, through, longest));
+    let idle = begin("idle link").run_for(longest + SLACK, idle(site, upstream, through.transport, longest));
     join(first, join(silence, idle)).await;
 }
 
@@ -45,19 +45,27 @@ async fn first_byte(site: &Site, through: &Through, silences: &[Duration]) -> Ve
     let asked = silences.iter().map(|silence| async move {
         let began = Instant::now();
         let path = format!("{SLOW}?ms={}", silence.as_millis());
-        let answer = site
-            .ask(&through.caller, Method::GET, &path, empty(), HeaderMap::new())
-            .await;
+        let asked = async {
+            through
+                .caller
+                .fetch(through.caller.request(Method::GET, &path, empty())?, SMALL)
+                .await
+        };
+        let answer = asked.await;
         let after = began.elapsed();
         let seen = match answer {
             Ok(answer) if answer.status == StatusCode::OK => return (*silence, None),
-            Ok(answer) => match code(&answer.headers) {
-                Some(code) => format!("the relay answered {code}: {}", detail(&answer.body)),
-                None => format!("something before the relay answered {}", answer.status.as_u16()),
-            },
+            Ok(answer) if code(&answer.headers).is_some() => {
+                return (*silence, Some((after, site.unexpected_answer(&answer))));
+            }
+            Ok(answer) => format!("something before the relay answered {}", answer.status.as_u16()),
             Err(error) => error.to_string(),
         };
-        (*silence, Some((after, seen)))
+        let seen = format!("a silent answer is cut after {}: {seen}", seconds(after));
+        (
+            *silence,
+            Some((after, Verdict::fail(seen, site.remedy(Cause::ReadTimeout)))),
+        )
     });
     let answers = join_all(asked).await;
     let longest = answers
@@ -72,17 +80,41 @@ async fn first_byte(site: &Site, through: &Through, silences: &[Duration]) -> Ve
             "an answer after {} of silence comes",
             seconds(longest.unwrap_or_default())
         )),
-        Some((after, seen)) => Verdict::fail(
-            format!("a silent answer is cut after {}: {seen}", seconds(*after)),
-            site.remedy(Cause::ReadTimeout),
-        )
-        .with("cutAfterSeconds", after.as_secs_f64()),
+        Some((after, verdict)) => verdict.clone().with("cutAfterSeconds", after.as_secs_f64()),
     }
     .with("survivedSeconds", survived)
 }
 
-/// Leaves the link alone and counts how often it is lost.
-async fn idle(site: &Site, through: &Through, time: Duration) -> Verdict {
+/// Leaves a link alone and counts how often it is lost.
+async fn idle(site: &Site, upstream: &Upstream, transport: Transport, time: Duration) -> Verdict {
+    // Through the other bridges something is always on its way.
+    let through = match Through::open(site, upstream, transport).await {
+        Ok(through) => through,
+        Err(why) => return Verdict::skipped(why),
+    };
+    let lost = losses(&through, time).await;
+    match lost.first() {
+        None => Verdict::pass(format!("stands for {}", seconds(time))),
+        Some(first) => {
+            let cause = match transport {
+                Transport::Ws => Cause::IdleTimeout,
+                Transport::Poll => Cause::ReadTimeout,
+            };
+            Verdict::warn(
+                format!(
+                    "lost {} times, first after {}; it connects again by itself",
+                    lost.len(),
+                    ms(*first)
+                ),
+                site.remedy(cause),
+            )
+        }
+    }
+    .with("lost", lost.len())
+}
+
+/// When the link was lost, since now.
+async fn losses(through: &Through, time: Duration) -> Vec<Duration> {
     let began = Instant::now();
     let mut phase = through.bridge.status().phase();
     let mut lost = Vec::new();
@@ -109,24 +141,7 @@ async fn idle(site: &Site, through: &Through, time: Duration) -> Verdict {
         () = watched => {}
         () = sleep(time) => {}
     }
-    match lost.first() {
-        None => Verdict::pass(format!("stands for {}", seconds(time))),
-        Some(first) => {
-            let cause = match through.transport {
-                Transport::Ws => Cause::IdleTimeout,
-                Transport::Poll => Cause::ReadTimeout,
-            };
-            Verdict::warn(
-                format!(
-                    "lost {} times, first after {}; it connects again by itself",
-                    lost.len(),
-                    ms(*first)
-                ),
-                site.remedy(cause),
-            )
-        }
-    }
-    .with("lost", lost.len())
+    lost
 }
 
 fn seconds(time: Duration) -> String {

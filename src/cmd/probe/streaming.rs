@@ -10,12 +10,13 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::remedy::Cause;
 use super::report::{Check, Group, Verdict, figure, ms};
 use super::site::{SMALL, Site};
 use super::through::Through;
+use crate::bridge::choice::Transport;
 use crate::cmd::rig::upstream::{SINK, STREAM};
 use crate::cmd::rig::{now, now_us, pattern};
 use crate::transport::{collect, empty};
@@ -34,16 +35,18 @@ pub(super) async fn run(site: &Site, through: &Through) {
     let begin = |name| site.board.begin(Group::Streaming, name, Some(through.transport));
     let (ndjson, events, gzip, upload) = (begin("ndjson"), begin("sse"), begin("gzip"), begin("upload"));
     let answers = async {
-        let (plain, compressed) = join(
-            join(
-                respond(site, through, ndjson, "ndjson"),
-                respond(site, through, events, "sse"),
-            ),
+        let (ndjson, events, lines, data) = tokio::join!(
+            respond(site, through, ndjson, "ndjson"),
+            respond(site, through, events, "sse"),
             watch(site, through, "ndjson", "gzip"),
-        )
-        .await;
-        let in_time = plain.0 && plain.1;
-        gzip.finish(judge_gzip(site, compressed, in_time));
+            watch(site, through, "sse", "gzip"),
+        );
+        let verdict = if ndjson && events {
+            judge_gzip(site, [lines, data])
+        } else {
+            Verdict::skipped("streams do not come in time without it either")
+        };
+        gzip.finish(verdict);
     };
     join(answers, upload.run(uploaded(site, through))).await;
 }
@@ -53,7 +56,7 @@ async fn respond(site: &Site, through: &Through, check: Check, format: &'static 
     check
         .run(async {
             match watch(site, through, format, "identity").await {
-                Ok(seen) => judge(site, &seen.pieces, Cause::ResponseBuffered),
+                Ok(seen) => judge(site, through, &seen.pieces, Cause::ResponseBuffered),
                 Err(verdict) => verdict,
             }
         })
@@ -66,8 +69,8 @@ struct Watched {
     pieces: Vec<Piece>,
     /// How it was compressed on the way, if it was.
     encoding: Option<String>,
-    /// When the first octet came, since the request.
-    first: Duration,
+    /// From the first octets to the last.
+    lasted: Duration,
 }
 
 /// The times of one piece, since the process began.
@@ -78,11 +81,19 @@ struct Piece {
 }
 
 async fn watch(site: &Site, through: &Through, format: &str, accepts: &'static str) -> Result<Watched, Verdict> {
+    let limit = site.board.limit();
+    let watched = timeout(limit, read(site, through, format, accepts)).await;
+    watched.unwrap_or_else(|_| {
+        let seen = format!("not done within {} s", limit.as_secs());
+        Err(Verdict::fail(seen, site.remedy(Cause::ReadTimeout)))
+    })
+}
+
+async fn read(site: &Site, through: &Through, format: &str, accepts: &'static str) -> Result<Watched, Verdict> {
     let path = format!(
         "{STREAM}?chunks={CHUNKS}&every_us={}&format={format}",
         EVERY.as_micros()
     );
-    let began = now();
     let asked = async {
         let mut request = through.caller.request(Method::GET, &path, empty())?;
         request
@@ -93,7 +104,6 @@ async fn watch(site: &Site, through: &Through, format: &str, accepts: &'static s
     let response = asked
         .await
         .map_err(|error| Verdict::fail(error, site.remedy(Cause::ReadTimeout)))?;
-    site.fronts.learn(response.headers());
     let (head, mut body) = response.into_parts();
     if head.status != StatusCode::OK {
         let body = collect(body, SMALL).await.unwrap_or_default();
@@ -101,21 +111,22 @@ async fn watch(site: &Site, through: &Through, format: &str, accepts: &'static s
     }
     let encoding = head.headers.get(CONTENT_ENCODING).and_then(|value| value.to_str().ok());
     let mut lines = Lines::default();
-    let mut first = None;
+    let mut times = None;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
             let seen = format!("broke off after {} of {CHUNKS} pieces: {error}", lines.pieces.len());
             Verdict::fail(seen, site.remedy(Cause::ReadTimeout))
         })?;
         if let Some(data) = frame.data_ref() {
-            first.get_or_insert_with(|| now() - began);
-            lines.take(data, now());
+            let now = now();
+            times = Some((times.map_or(now, |(first, _)| first), now));
+            lines.take(data, now);
         }
     }
     Ok(Watched {
         pieces: lines.pieces,
         encoding: encoding.filter(|encoding| *encoding != "identity").map(str::to_owned),
-        first: first.unwrap_or_else(|| now() - began),
+        lasted: times.map_or(Duration::ZERO, |(first, last)| last - first),
     })
 }
 
@@ -128,6 +139,10 @@ struct Lines {
 
 impl Lines {
     fn take(&mut self, octets: &[u8], came: Duration) {
+        // What is compressed has no lines.
+        if self.rest.len() > SMALL {
+            self.rest.clear();
+        }
         self.rest.extend_from_slice(octets);
         while let Some(end) = self.rest.iter().position(|octet| *octet == b'\n') {
             let line: Vec<u8> = self.rest.drain(..=end).collect();
@@ -156,7 +171,8 @@ enum Flow {
     Missing,
 }
 
-fn flow(pieces: &[Piece]) -> Flow {
+/// Judges; pieces may come later than the quickest one by `slack` and still be in time.
+fn flow(pieces: &[Piece], slack: Duration) -> Flow {
     let late = |piece: &Piece| piece.came.saturating_sub(piece.sent);
     let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
         return Flow::Missing;
@@ -165,9 +181,12 @@ fn flow(pieces: &[Piece]) -> Flow {
         return Flow::Missing;
     }
     let quickest = pieces.iter().map(late).min().unwrap_or_default();
-    let held = pieces.iter().filter(|piece| late(piece) > quickest * 2 + HELD).count();
-    let lasted = last.sent.saturating_sub(first.sent);
-    if late(first) >= lasted * 7 / 10 {
+    let held = pieces.iter().filter(|piece| late(piece) > quickest * 2 + slack).count();
+    let (lasted, came) = (
+        last.sent.saturating_sub(first.sent),
+        last.came.saturating_sub(first.came),
+    );
+    if came < lasted * 3 / 10 {
         Flow::Whole
     } else if held >= SEVERAL {
         Flow::Bunched
@@ -176,7 +195,7 @@ fn flow(pieces: &[Piece]) -> Flow {
     }
 }
 
-fn judge(site: &Site, pieces: &[Piece], buffered: Cause) -> Verdict {
+fn judge(site: &Site, through: &Through, pieces: &[Piece], buffered: Cause) -> Verdict {
     let late = |piece: &Piece| piece.came.saturating_sub(piece.sent);
     let slowest = pieces.iter().map(late).max().unwrap_or_default();
     let gaps: Vec<Duration> = pieces
@@ -185,7 +204,12 @@ fn judge(site: &Site, pieces: &[Piece], buffered: Cause) -> Verdict {
         .collect();
     let longest = gaps.iter().max().copied().unwrap_or_default();
     let uploads = buffered == Cause::RequestBuffered;
-    let verdict = match flow(pieces) {
+    // Over polling, a piece waits until the one before has made its way.
+    let waits = match through.transport {
+        Transport::Ws => Duration::ZERO,
+        Transport::Poll => 3 * site.trip(),
+    };
+    let verdict = match flow(pieces, HELD + waits) {
         Flow::InTime => Verdict::pass(format!("pieces at most {} on their way", ms(slowest))),
         Flow::Bunched => Verdict::warn(
             format!("pieces come in bunches, up to {} late", ms(slowest)),
@@ -214,43 +238,39 @@ fn judge(site: &Site, pieces: &[Piece], buffered: Cause) -> Verdict {
 }
 
 /// Whether compression, where the caller takes it, holds back what comes in time without.
-fn judge_gzip(site: &Site, compressed: Result<Watched, Verdict>, in_time_without: bool) -> Verdict {
-    if !in_time_without {
-        return Verdict::skipped("streams do not come in time without it either");
+fn judge_gzip(site: &Site, compressed: [Result<Watched, Verdict>; 2]) -> Verdict {
+    let mut verdict = Verdict::pass("nothing on the way compresses streams");
+    for watched in compressed {
+        let watched = match watched {
+            Ok(watched) => watched,
+            Err(verdict) => return verdict,
+        };
+        let Some(encoding) = watched.encoding else {
+            continue;
+        };
+        if watched.lasted < EVERY * (CHUNKS - 1) * 3 / 10 {
+            let seen = format!("held back by {encoding}: nothing came before the end");
+            return Verdict::fail(seen, site.remedy(Cause::Gzip));
+        }
+        let seen = format!("compressed by {encoding} on the way, still in time");
+        verdict = Verdict::warn(seen, site.remedy(Cause::Gzip));
     }
-    let watched = match compressed {
-        Ok(watched) => watched,
-        Err(verdict) => return verdict,
-    };
-    let lasts = EVERY * (CHUNKS - 1);
-    match watched.encoding {
-        None => Verdict::pass("nothing on the way compresses streams"),
-        Some(encoding) if watched.first >= lasts * 7 / 10 => Verdict::fail(
-            format!(
-                "held back by {encoding}: the first octet came after {}",
-                ms(watched.first)
-            ),
-            site.remedy(Cause::Gzip),
-        ),
-        Some(encoding) => Verdict::warn(
-            format!("compressed by {encoding} on the way, still in time"),
-            site.remedy(Cause::Gzip),
-        ),
-    }
+    verdict
 }
 
 /// Sends a body piece by piece; the upstream tells when each arrived.
 async fn uploaded(site: &Site, through: &Through) -> Verdict {
-    let began = Instant::now();
     let (times, mut sent) = mpsc::channel(CHUNKS as usize);
-    let pieces = stream::unfold((0_u32, times), move |(number, times)| async move {
+    // The clock starts when the first piece is asked for: a connection may have to be made before.
+    let pieces = stream::unfold((0_u32, times, None), move |(number, times, began)| async move {
         if number == CHUNKS {
             return None;
         }
+        let began = began.unwrap_or_else(Instant::now);
         sleep_until(began + EVERY * number).await;
         let piece = pattern::piece(u64::from(number) * PIECE as u64, PIECE);
         times.try_send(now_us()).ok()?;
-        Some((Ok(Frame::data(piece)), (number + 1, times)))
+        Some((Ok(Frame::data(piece)), (number + 1, times, Some(began))))
     });
     let body = StreamBody::new(pieces).boxed_unsync();
     let kind = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))]);
@@ -267,7 +287,7 @@ async fn uploaded(site: &Site, through: &Through) -> Verdict {
         );
     }
     let sent: Vec<u64> = std::iter::from_fn(|| sent.try_recv().ok()).collect();
-    judge(site, &arrivals(&seen, &sent), Cause::RequestBuffered)
+    judge(site, through, &arrivals(&seen, &sent), Cause::RequestBuffered)
 }
 
 /// When each piece was sent, and when the last octet of it arrived.
@@ -299,8 +319,8 @@ mod tests {
 
     #[test]
     fn what_holds_pieces_back_shows_as_what_it_is() {
-        assert_eq!(flow(&pieces(|_| 3)), Flow::InTime);
-        assert_eq!(flow(&pieces(|_| 400)), Flow::InTime, "a long way is no buffer");
+        assert_eq!(flow(&pieces(|_| 3), HELD), Flow::InTime);
+        assert_eq!(flow(&pieces(|_| 400), HELD), Flow::InTime, "a long way is no buffer");
         let hiccup = pieces(|number| {
             if (7..11).contains(&number) {
                 (11 - number) * 100
@@ -309,20 +329,23 @@ mod tests {
             }
         });
         assert_eq!(
-            flow(&hiccup),
+            flow(&hiccup, HELD),
             Flow::InTime,
             "a machine that was busy for a moment is no buffer"
         );
-        assert_eq!(flow(&pieces(|number| 1900 - number * 100)), Flow::Whole);
-        assert_eq!(flow(&pieces(|number| 2500 - number * 100)), Flow::Whole);
-        assert_eq!(flow(&pieces(|number| (4 - number % 5) * 100)), Flow::Bunched);
-        assert_eq!(flow(&pieces(|number| if number < 19 { 200 } else { 1 })), Flow::Bunched);
+        assert_eq!(flow(&pieces(|number| 1900 - number * 100), HELD), Flow::Whole);
+        assert_eq!(flow(&pieces(|number| 2500 - number * 100), HELD), Flow::Whole);
+        assert_eq!(flow(&pieces(|number| (4 - number % 5) * 100), HELD), Flow::Bunched);
         assert_eq!(
-            flow(&pieces(|number| if number % 10 == 5 { 400 } else { 1 })),
+            flow(&pieces(|number| if number < 19 { 200 } else { 1 }), HELD),
+            Flow::Bunched
+        );
+        assert_eq!(
+            flow(&pieces(|number| if number % 10 == 5 { 400 } else { 1 }), HELD),
             Flow::InTime
         );
-        assert_eq!(flow(&pieces(|_| 3)[..7]), Flow::Missing);
-        assert_eq!(flow(&[]), Flow::Missing);
+        assert_eq!(flow(&pieces(|_| 3)[..7], HELD), Flow::Missing);
+        assert_eq!(flow(&[], HELD), Flow::Missing);
     }
 
     #[test]

@@ -13,21 +13,23 @@ use tokio::time::{sleep, timeout};
 
 use super::remedy::Cause;
 use super::report::{Group, Verdict, figure, ms};
-use super::site::{Site, code, detail, told};
+use super::site::{Site, code, detail, own_remedy, told};
 use crate::random;
-use crate::transport::attach::{ConnectError, Hello};
+use crate::transport::attach::{ConnectError, Hello, Welcome};
 use crate::transport::collect;
+use crate::transport::dial::Stream;
 use crate::transport::headers::{TUNNEL_BRIDGE_NAME, TUNNEL_CLIENT_ID, TUNNEL_EPHEMERAL, TUNNEL_INSTANCE};
 use crate::transport::ws::bridge::connect;
-use crate::transport::ws::mux::Event;
+use crate::transport::ws::mux::{Driver, Event, Mux};
 use crate::transport::ws::{self, SUBPROTOCOL, close};
 
 /// Longer than any answer to an upgrade takes that comes at all.
-const UPGRADE_WITHIN: Duration = Duration::from_secs(8);
+const UPGRADE_WITHIN: Duration = Duration::from_secs(10);
 /// A pong that takes longer never comes.
 const PONG_WITHIN: Duration = Duration::from_secs(3);
 /// Between two looks whether it came.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
+const NOT_OFFERED: &str = "the relay offers no WebSocket (its option --transports)";
 /// A page that is nobody's.
 const FOREIGN: &str = "https://probe.invalid";
 
@@ -42,9 +44,9 @@ pub(super) async fn run(site: &Site, allowed: &Result<(), String>) -> Result<(),
         return Err(why.clone());
     }
     match timeout(UPGRADE_WITHIN, connected(site)).await {
-        Ok(Ok(round_trip)) => {
+        Ok(Ok((mux, driver, _))) => {
             upgrade.finish(Verdict::pass(format!("101, {SUBPROTOCOL}")));
-            let answered = ping.finish(match round_trip {
+            let answered = ping.finish(match pinged(&mux, driver).await {
                 Some(time) => Verdict::pass(format!("round trip {}", ms(time))).with("roundTripMs", figure(time)),
                 None => Verdict::fail("no answer to a ping", site.remedy(Cause::UpgradeSilent)),
             });
@@ -63,11 +65,16 @@ pub(super) async fn run(site: &Site, allowed: &Result<(), String>) -> Result<(),
                     site.remedy(Cause::UpgradeSilent),
                 ),
             };
+            let why = if verdict.is_skipped() {
+                NOT_OFFERED
+            } else {
+                "WebSocket does not get through"
+            };
             upgrade.finish(verdict);
             for check in [ping, origin] {
-                check.finish(Verdict::skipped("WebSocket does not get through"));
+                check.finish(Verdict::skipped(why));
             }
-            Err("WebSocket does not get through".to_owned())
+            Err(why.to_owned())
         }
     }
 }
@@ -85,10 +92,13 @@ fn hello(site: &Site) -> Result<Hello, ConnectError> {
     })
 }
 
-/// Connects as a bridge does and pings; none if no pong came.
-async fn connected(site: &Site) -> Result<Option<Duration>, ConnectError> {
-    // A link pings as soon as it is there.
-    let (mux, mut driver, _) = connect(&site.dialer, &site.relay, &hello(site)?, || ()).await?;
+/// Connects as a bridge does.
+async fn connected(site: &Site) -> Result<(Mux, Driver<Stream>, Welcome), ConnectError> {
+    connect(&site.dialer, &site.relay, &hello(site)?, || ()).await
+}
+
+/// The round trip, and goodbye; none if no pong came. A link pings as soon as it is there.
+async fn pinged(mux: &Mux, mut driver: Driver<Stream>) -> Option<Duration> {
     let measured = async {
         while mux.pulse().round_trip().is_none() {
             sleep(LOOK_EVERY).await;
@@ -114,27 +124,22 @@ async fn connected(site: &Site) -> Result<Option<Duration>, ConnectError> {
     let goodbye = async { while !matches!(driver.next().await, Event::Ended(_)) {} };
     // A relay that is not told finds out by itself.
     let _ = timeout(PONG_WITHIN, goodbye).await;
-    Ok(measured)
+    measured
 }
 
 /// What kept the upgrade from coming about.
 async fn in_the_way(site: &Site, error: &ConnectError) -> Verdict {
     match error {
-        ConnectError::Refused { code, .. } if code == "upgrade_required" => {
-            // A second look tells who it was that took the headers away.
-            let _ = asked(site, None).await;
-            Verdict::fail(
-                "426: the request arrived without its Upgrade header, which a proxy removed",
-                site.remedy(Cause::NoUpgrade),
-            )
+        ConnectError::Refused { code, .. } if code == "upgrade_required" => Verdict::fail(
+            "426: the request arrived without its Upgrade header, which a proxy removed",
+            site.remedy(Cause::NoUpgrade),
+        ),
+        ConnectError::Refused { code, .. } if code == "not_found" => Verdict::skipped(NOT_OFFERED),
+        ConnectError::NotUpgraded { status, .. } => not_upgraded(site, *status),
+        ConnectError::Refused { code, detail, .. } if code == "bad_request" => {
+            Verdict::fail(detail, site.remedy(Cause::HeadersChanged))
         }
-        ConnectError::Refused { code, .. } if code == "not_found" => {
-            Verdict::skipped("the relay offers no WebSocket (its option --transports)")
-        }
-        ConnectError::NotUpgraded { status, .. } => {
-            let _ = asked(site, None).await;
-            not_upgraded(site, *status)
-        }
+        ConnectError::Refused { code, .. } => Verdict::fail(error, own_remedy(code)),
         ConnectError::Handshake(_) | ConnectError::Broken(_) => {
             Verdict::fail(error, site.remedy(Cause::UpgradeRefused))
         }
@@ -162,7 +167,8 @@ fn not_upgraded(site: &Site, status: StatusCode) -> Verdict {
 
 /// A page of another origin must not connect as a bridge.
 async fn foreign(site: &Site) -> Verdict {
-    match asked(site, Some(FOREIGN)).await {
+    let answered = timeout(UPGRADE_WITHIN, asked(site)).await;
+    match answered.unwrap_or_else(|_| Err("no answer".to_owned())) {
         Ok((status, headers, body)) => match (status, code(&headers).as_deref()) {
             (StatusCode::FORBIDDEN, Some("forbidden")) => Verdict::pass("a foreign page is refused with 403"),
             (StatusCode::SWITCHING_PROTOCOLS, _) => Verdict::warn(
@@ -184,7 +190,7 @@ async fn foreign(site: &Site) -> Verdict {
 }
 
 /// Asks for the upgrade and gives what is answered, whatever it is.
-async fn asked(site: &Site, origin: Option<&str>) -> Result<(StatusCode, HeaderMap, Bytes), String> {
+async fn asked(site: &Site) -> Result<(StatusCode, HeaderMap, Bytes), String> {
     let stream = site
         .dialer
         .dial(site.relay.origin())
@@ -195,7 +201,8 @@ async fn asked(site: &Site, origin: Option<&str>) -> Result<(StatusCode, HeaderM
     // Ends with the sender.
     tokio::spawn(connection);
     let hello = hello(site).map_err(|error| error.to_string())?;
-    let mut request = Request::get(site.relay.path(ws::PATH))
+    let request = Request::get(site.relay.path(ws::PATH))
+        .header(ORIGIN, FOREIGN)
         .header(HOST, site.relay.origin().authority())
         .header(CONNECTION, "Upgrade")
         .header(UPGRADE, "websocket")
@@ -207,12 +214,8 @@ async fn asked(site: &Site, origin: Option<&str>) -> Result<(StatusCode, HeaderM
         .header(TUNNEL_INSTANCE, hello.instance)
         .header(TUNNEL_BRIDGE_NAME, hello.name)
         .header(TUNNEL_EPHEMERAL, "1");
-    if let Some(origin) = origin {
-        request = request.header(ORIGIN, origin);
-    }
     let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
     let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
-    site.fronts.learn(response.headers());
     let (head, body) = response.into_parts();
     let body = if head.status == StatusCode::SWITCHING_PROTOCOLS {
         Bytes::new()

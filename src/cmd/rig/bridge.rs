@@ -121,7 +121,7 @@ impl EphemeralBridge {
     /// Waits until requests of this caller reach it: the relay proves a link before it uses it.
     pub(in crate::cmd) async fn reached_by(&self, caller: &Caller) -> Result<(), NotConnected> {
         let caller = caller.to_bridge(&self.name);
-        let mut last = String::new();
+        let mut last = format!("callers do not reach it within {} s", READY_WITHIN.as_secs());
         let asked = async {
             loop {
                 let request = caller.request(Method::GET, "/api/version", empty());

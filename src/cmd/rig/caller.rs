@@ -1,5 +1,7 @@
 //! A caller as programs are: one that keeps its connections, over the same ways as the bridge.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
@@ -29,6 +31,9 @@ pub(in crate::cmd) enum CallError {
     /// The connection broke.
     #[error("the connection broke: {0}")]
     Broken(String),
+    /// Nothing came in time.
+    #[error("no answer within {} s", .0.as_secs())]
+    Silent(Duration),
     /// A header or the path cannot be sent.
     #[error("the request cannot be sent: {0}")]
     Request(String),

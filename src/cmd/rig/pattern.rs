@@ -35,7 +35,7 @@ pub(in crate::cmd) fn piece(at: u64, length: usize) -> Bytes {
     OCTETS.slice(at..at + length.min(PERIOD))
 }
 
-/// The first `length` octets as a body; its length is not told if `unknown`.
+/// The first `length` octets as a body that does not tell its length.
 pub(in crate::cmd) fn body(length: u64) -> Body {
     let pieces = stream::unfold(0, move |at| async move {
         let rest = length - at;

@@ -54,7 +54,7 @@ const WORD: Duration = Duration::from_millis(100);
 /// Pieces of an upload whose arrival is told.
 const MOST_ARRIVALS: usize = 256;
 
-type Leavers = Arc<Mutex<HashMap<String, oneshot::Sender<Duration>>>>;
+type Leavers = Arc<Mutex<HashMap<String, Told>>>;
 
 /// Listens on loopback until it is dropped.
 pub(in crate::cmd) struct Upstream {
@@ -99,16 +99,26 @@ impl Upstream {
         self.address
     }
 
-    /// Tells when the exchange that hangs under this name was dropped here.
-    pub(in crate::cmd) fn left(&self, id: &str) -> oneshot::Receiver<Duration> {
-        let (sender, receiver) = oneshot::channel();
-        lock(&self.leavers).insert(id.to_owned(), sender);
-        receiver
+    /// Tells when the exchange that hangs under this name came, and when it was dropped here.
+    pub(in crate::cmd) fn watch(&self, id: &str) -> Hanging {
+        let ((came_sender, came), (left_sender, left)) = (oneshot::channel(), oneshot::channel());
+        let told = Told {
+            came: Some(came_sender),
+            left: Some(left_sender),
+        };
+        lock(&self.leavers).insert(id.to_owned(), told);
+        Hanging { came, left }
     }
 }
 
 fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What becomes of an exchange that hangs; the times are [`now`]'s.
+pub(in crate::cmd) struct Hanging {
+    pub(in crate::cmd) came: oneshot::Receiver<Duration>,
+    pub(in crate::cmd) left: oneshot::Receiver<Duration>,
 }
 
 #[derive(Clone)]
@@ -166,7 +176,11 @@ impl Server {
     }
 
     async fn hang(&self, query: &Query) -> Response<Body> {
-        let told = Told(query.text("id").and_then(|id| lock(&self.leavers).remove(&id)));
+        let mut told = query.text("id").and_then(|id| lock(&self.leavers).remove(&id));
+        if let Some(came) = told.as_mut().and_then(|told| told.came.take()) {
+            // Nobody may be waiting any more.
+            let _ = came.send(now());
+        }
         if query.number("head") == 0 {
             sleep(LONGEST_HANG).await;
             drop(told);
@@ -183,13 +197,16 @@ impl Server {
 }
 
 /// Tells, when it is dropped, at what time that was.
-struct Told(Option<oneshot::Sender<Duration>>);
+struct Told {
+    came: Option<oneshot::Sender<Duration>>,
+    left: Option<oneshot::Sender<Duration>>,
+}
 
 impl Drop for Told {
     fn drop(&mut self) {
-        if let Some(sender) = self.0.take() {
+        if let Some(left) = self.left.take() {
             // Nobody may be waiting any more.
-            let _ = sender.send(now());
+            let _ = left.send(now());
         }
     }
 }
