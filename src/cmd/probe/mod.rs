@@ -208,6 +208,7 @@ async fn once(args: &Args, bars: &MultiProgress, shutdown: &Shutdown) -> Result<
     let began = Instant::now();
     let looked = tokio::select! {
         looked = look(args, &site) => Some(looked),
+        never = site.note_stalls() => match never {},
         () = shutdown.draining() => None,
     };
     progress.clear();
@@ -251,6 +252,7 @@ fn site(args: &Args, progress: &Progress) -> Result<Site, Failure> {
         fronts: remedy::Fronts::default(),
         goodbyes: TaskTracker::new(),
         trip: Arc::default(),
+        stall_us: Arc::default(),
     })
 }
 

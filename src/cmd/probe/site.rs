@@ -1,12 +1,14 @@
 //! The deployment that is looked at: where it is, what may be asked of it, and how an answer is read.
 
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::header::LOCATION;
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::remedy::{Cause, Fronts};
@@ -19,6 +21,9 @@ use crate::transport::{Body, empty};
 
 /// The most that is read of a small answer.
 pub(super) const SMALL: usize = 1024 * 1024;
+
+/// Between two looks whether this program is kept from running.
+const TICK: Duration = Duration::from_millis(10);
 
 /// What the checks share.
 #[derive(Clone)]
@@ -35,6 +40,8 @@ pub(super) struct Site {
     pub(super) fronts: Fronts,
     /// How long a small request takes.
     pub(super) trip: Arc<OnceLock<Duration>>,
+    /// The longest time that this program was kept waiting for the processor, microseconds.
+    pub(super) stall_us: Arc<AtomicU64>,
     /// Those who have to tell the relay that they end.
     pub(super) goodbyes: TaskTracker,
 }
@@ -74,6 +81,21 @@ impl Site {
     /// A GET with nothing besides.
     pub(super) async fn get(&self, caller: &Caller, path: &str) -> Result<Answer, CallError> {
         self.ask(caller, Method::GET, path, empty(), HeaderMap::new()).await
+    }
+
+    /// Notes how long this program is kept from running, which would look like something on the way; never ends.
+    pub(super) async fn note_stalls(&self) -> Infallible {
+        loop {
+            let began = Instant::now();
+            sleep(TICK).await;
+            let stall = began.elapsed().saturating_sub(TICK);
+            self.stall_us.fetch_max(stall.as_micros() as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// The longest time so far that this program was kept from running.
+    pub(super) fn stall(&self) -> Duration {
+        Duration::from_micros(self.stall_us.load(Ordering::Relaxed))
     }
 
     /// What there is to be done about a cause.
