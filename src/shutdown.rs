@@ -1,4 +1,5 @@
-//! How a process ends: stop accepting, finish what is in flight within a grace period, then end. A second signal ends at once.
+//! How a process ends: tell that it is leaving, stop accepting, finish what is in flight within a grace period, then end. A second
+//! signal ends at once.
 
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use tokio_util::task::TaskTracker;
 /// Shared by everything that must know when to stop.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
+    leaving: CancellationToken,
     draining: CancellationToken,
     ended: CancellationToken,
     tracker: TaskTracker,
@@ -22,6 +24,16 @@ impl Shutdown {
     /// Tasks that a drain waits for.
     pub fn tracker(&self) -> &TaskTracker {
         &self.tracker
+    }
+
+    /// Whether it is known that the end comes; work may still be taken.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.is_cancelled()
+    }
+
+    /// Resolves when it is known that the end comes.
+    pub fn leaving(&self) -> WaitForCancellationFuture<'_> {
+        self.leaving.cancelled()
     }
 
     /// Whether the drain began.
@@ -44,14 +56,29 @@ impl Shutdown {
         self.ended.clone()
     }
 
+    /// Makes known that the end comes. Somebody has to begin the drain: see [`Shutdown::drain_after`].
+    pub fn leave(&self) {
+        self.leaving.cancel();
+    }
+
+    /// Once it is known that the end comes: begins the drain after this spell.
+    pub async fn drain_after(&self, spell: Duration) {
+        self.leaving().await;
+        tokio::select! {
+            () = tokio::time::sleep(spell) => self.drain(),
+            () = self.draining() => {}
+        }
+    }
+
     /// Begins the drain.
     pub fn drain(&self) {
+        self.leaving.cancel();
         self.draining.cancel();
     }
 
     /// Ends everything at once.
     pub fn end(&self) {
-        self.draining.cancel();
+        self.drain();
         self.ended.cancel();
     }
 
@@ -71,22 +98,44 @@ impl Shutdown {
 
     /// Drains at the first signal, with these words in the log, and ends at the second. Call it once, as a task.
     pub async fn on_signals(self, words: &'static str) {
-        terminated().await;
+        stop_asked().await;
         tracing::info!("{words}");
         self.drain();
-        terminated().await;
+        stop_asked().await;
+        self.end();
+    }
+
+    /// The same, but what a service manager sends (SIGTERM) only makes it leave: who drains is up to others. A person at the
+    /// terminal (Ctrl-C) waits for no spell.
+    pub async fn on_signals_leave(self, words: &'static str) {
+        let from = stop_asked().await;
+        tracing::info!("{words}");
+        match from {
+            Asked::ByManager => self.leave(),
+            Asked::ByPerson => self.drain(),
+        }
+        stop_asked().await;
         self.end();
     }
 }
 
+/// Who asks the process to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// Ctrl-C.
+    ByPerson,
+    /// SIGTERM.
+    ByManager,
+}
+
 #[cfg(unix)]
-async fn terminated() {
+async fn stop_asked() -> Asked {
     use tokio::signal::unix::{SignalKind, signal};
     match signal(SignalKind::terminate()) {
         Ok(mut terminate) => {
             tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => Asked::ByPerson,
+                _ = terminate.recv() => Asked::ByManager,
             }
         }
         Err(_) => interrupted().await,
@@ -94,13 +143,14 @@ async fn terminated() {
 }
 
 #[cfg(not(unix))]
-async fn terminated() {
-    interrupted().await;
+async fn stop_asked() -> Asked {
+    interrupted().await
 }
 
-async fn interrupted() {
+async fn interrupted() -> Asked {
     if tokio::signal::ctrl_c().await.is_err() {
         // No signal can ever come.
         std::future::pending::<()>().await;
     }
+    Asked::ByPerson
 }

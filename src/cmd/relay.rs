@@ -53,6 +53,9 @@ pub struct Args {
     /// How long a request waits for a bridge that was connected a moment ago
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     wait_for_bridge: Duration,
+    /// How long new requests are still taken after SIGTERM, while /readyz already says no
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
+    lame_duck: Duration,
     /// How long requests in flight may take to finish when the relay stops
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
     grace: Duration,
@@ -203,6 +206,7 @@ impl Args {
         let mut config = Config {
             cors_origins: self.cors_origins.clone(),
             wait_for_bridge: self.wait_for_bridge,
+            lame_duck: self.lame_duck,
             grace: self.grace,
             transports: Transports {
                 ws: self.transports.transports.contains(&Offered::Ws),
@@ -346,7 +350,7 @@ fn serve(args: Args) -> Result<(), Failure> {
         let sockets = sockets(&args).await?;
         welcome(&args, &sockets, made.as_deref())?;
         let shutdown = Shutdown::new();
-        tokio::spawn(shutdown.clone().on_signals(STOPPING));
+        tokio::spawn(shutdown.clone().on_signals_leave(STOPPING));
         relay::serve(sockets, Relay::new(config, tokens, shutdown)).await;
         Ok(())
     })
@@ -364,7 +368,11 @@ async fn sockets(args: &Args) -> Result<Sockets, Failure> {
             }
             None => None,
         };
-    Ok(Sockets { main, http })
+    Ok(Sockets {
+        main,
+        http,
+        kept: false,
+    })
 }
 
 /// Binds the address.

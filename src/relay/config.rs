@@ -13,6 +13,8 @@ pub struct Config {
     pub cors_origins: Vec<String>,
     /// How long a request waits for a bridge that was here a moment ago.
     pub wait_for_bridge: Duration,
+    /// How long requests are still taken after it is known that the relay stops.
+    pub lame_duck: Duration,
     /// How long callers may take at a drain.
     pub grace: Duration,
     /// The transports bridges are offered.
@@ -87,6 +89,7 @@ impl Default for Config {
         Self {
             cors_origins: Vec::new(),
             wait_for_bridge: Duration::from_secs(10),
+            lame_duck: Duration::from_secs(5),
             grace: Duration::from_secs(30),
             transports: Transports {
                 ws: true,

@@ -3,13 +3,16 @@
 
 mod stream;
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::{HeaderValue, Request, Version};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -21,10 +24,13 @@ pub use self::stream::CallerIo;
 use self::stream::Tcp;
 use super::tls::Tls;
 use super::{Relay, config::Limits, handle};
+use crate::shutdown::Shutdown;
 use crate::transport::socket;
 
 /// What one HTTP/2 stream may have unsent, octets.
 const HTTP2_SEND_BUFFER: usize = 32 * 1024;
+/// How long a drain waits for the first request of a connection that was made just before it.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 /// Which port a connection came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Door {
@@ -51,8 +57,11 @@ struct Shared {
     upgraded: Arc<AtomicBool>,
     /// A polling bridge uses the connection.
     bridge: AtomicBool,
+    /// Its requests come over HTTP/2.
+    http2: AtomicBool,
     /// It was made during a drain, when only polling bridges are served.
     late: bool,
+    shutdown: Shutdown,
     opened: Instant,
     requests: AtomicU64,
     active: AtomicUsize,
@@ -66,7 +75,9 @@ impl Caller {
             door,
             is_tls: door == Door::Main && relay.config.tls.is_some(),
             is_trusted: relay.config.proxies.trust(address.ip()),
+            http2: AtomicBool::new(false),
             late: relay.shutdown.is_draining(),
+            shutdown: relay.shutdown.clone(),
             forwarded_for: HeaderValue::from_str(&address.ip().to_canonical().to_string())
                 .unwrap_or_else(|_| HeaderValue::from_static("unknown")),
             broken: Arc::default(),
@@ -129,10 +140,27 @@ impl Caller {
         self.0.late
     }
 
-    fn enter(&self) -> Active {
+    /// Whether an answer should say that no further request is taken here: the relay stops, and the next connection leads to another,
+    /// or shows that this one is gone.
+    pub fn closes(&self) -> bool {
+        self.0.shutdown.is_leaving() && !self.is_bridge() && !self.is_http2()
+    }
+
+    fn is_http2(&self) -> bool {
+        self.0.http2.load(Ordering::Relaxed)
+    }
+
+    fn enter(&self, version: Version) -> Active {
+        if version == Version::HTTP_2 {
+            self.0.http2.store(true, Ordering::Relaxed);
+        }
         self.0.requests.fetch_add(1, Ordering::Relaxed);
         self.0.active.fetch_add(1, Ordering::AcqRel);
         Active(self.clone())
+    }
+
+    fn was_asked(&self) -> bool {
+        self.0.requests.load(Ordering::Relaxed) > 0
     }
 
     fn is_active(&self) -> bool {
@@ -141,7 +169,7 @@ impl Caller {
 
     /// When the connection has been idle for too long, as things stand.
     fn idle_deadline(&self, limits: &Limits) -> Instant {
-        if self.0.requests.load(Ordering::Relaxed) == 0 {
+        if !self.was_asked() {
             self.0.opened + limits.first_head
         } else if self.is_active() {
             Instant::now() + limits.keep_alive
@@ -198,8 +226,8 @@ pub async fn serve(
     let service = {
         let relay = Arc::clone(&relay);
         let caller = caller.clone();
-        service_fn(move |request| {
-            let active = caller.enter();
+        service_fn(move |request: Request<Incoming>| {
+            let active = caller.enter(request.version());
             // In a box, or every connection would hold room for it while no request is under way.
             Box::pin(handle(Arc::clone(&relay), caller.clone(), active, request))
         })
@@ -264,9 +292,27 @@ async fn handshake(relay: &Relay, tls: &Tls, caller: &Caller, tcp: Tcp) -> Optio
 
 /// Resolves when the connection should take no further request.
 async fn drained(relay: &Relay, caller: &Caller) {
-    relay.shutdown.draining().await;
-    if caller.came_late() || caller.is_bridge() {
-        relay.pollers.finished().await;
+    relay.shutdown.leaving().await;
+    // HTTP/1.1 is told by a header in each answer; here the word for it is GOAWAY, and what is on its way already is still served.
+    // The connection's own task enters requests, so this is looked at after each.
+    let told = poll_fn(|_| {
+        if caller.is_http2() && !caller.is_bridge() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    });
+    let last = async {
+        relay.shutdown.draining().await;
+        if caller.came_late() || caller.is_bridge() {
+            relay.pollers.finished().await;
+        } else if !caller.was_asked() {
+            tokio::time::sleep(FIRST_REQUEST).await;
+        }
+    };
+    tokio::select! {
+        () = told => {}
+        () = last => {}
     }
 }
 

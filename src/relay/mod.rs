@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use http::header::{CONNECTION, ORIGIN, STRICT_TRANSPORT_SECURITY};
 use http::uri::Uri;
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -85,11 +85,17 @@ pub struct Sockets {
     pub main: TcpListener,
     /// For plain HTTP beside TLS: see [`redirect`].
     pub http: Option<TcpListener>,
+    /// Somebody else keeps them open for the next relay (socket activation).
+    pub kept: bool,
 }
 
 impl From<TcpListener> for Sockets {
     fn from(main: TcpListener) -> Self {
-        Self { main, http: None }
+        Self {
+            main,
+            http: None,
+            kept: false,
+        }
     }
 }
 
@@ -121,10 +127,15 @@ impl Relay {
     }
 }
 
-/// Serves until the shutdown, then finishes what is in flight within the grace period. Bridges that poll need fresh connections to
-/// finish: the port is kept open for them, and for nobody else.
+/// Serves until the shutdown and the spell that it begins with, then finishes what is in flight within the grace period. Bridges that
+/// poll need fresh connections to finish: the port is kept open for them, and for nobody else; but not a port that belongs to the
+/// next relay too, for which callers wait there.
 pub async fn serve(sockets: impl Into<Sockets>, relay: Arc<Relay>) {
-    let Sockets { main: listener, http } = sockets.into();
+    let Sockets {
+        main: listener,
+        http,
+        kept,
+    } = sockets.into();
     if let Ok(address) = listener.local_addr() {
         // Served once.
         let _ = relay.port.set(address.port());
@@ -134,13 +145,14 @@ pub async fn serve(sockets: impl Into<Sockets>, relay: Arc<Relay>) {
         () = redirect(http.as_ref(), &relay) => {}
         () = keep_certificate(http.is_some(), &relay) => {}
         () = sweep(&relay) => {}
-        () = relay.shutdown.draining() => {}
+        () = relay.shutdown.drain_after(relay.config.lame_duck) => {}
     }
     drop(http);
     let mut finish = std::pin::pin!(relay.shutdown.finish(relay.config.grace));
     tokio::select! {
-        () = accept(&listener, Door::Main, &relay) => {}
-        () = relay.pollers.finished() => {}
+        () = accept(&listener, Door::Main, &relay), if !kept => {}
+        () = relay.pollers.finished(), if !kept => {}
+        () = std::future::ready(()), if kept => {}
         () = &mut finish => return,
     }
     drop(listener);
@@ -215,7 +227,7 @@ async fn handle(
         None => answer(&relay, &caller, active, request, id.clone()).await,
     };
     relay.cors.apply(origin.as_ref(), response.headers_mut());
-    if caller.came_late() && !caller.is_bridge() {
+    if caller.closes() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));

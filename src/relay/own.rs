@@ -27,7 +27,7 @@ pub fn health() -> Response<Body> {
 
 /// `GET /readyz`: work is taken.
 pub fn ready(relay: &Relay) -> Response<Body> {
-    if relay.shutdown.is_draining() {
+    if relay.shutdown.is_leaving() {
         json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({"status": "draining"}))
     } else {
         json_response(StatusCode::OK, &json!({"status": "ready"}))

@@ -54,6 +54,7 @@ async fn relay(folder: &Path, pebble: &Pebble, ports: Ports, names: &[&str]) -> 
     let sockets = Sockets {
         main: TcpListener::bind(ports.tls).await.unwrap(),
         http: None,
+        kept: false,
     };
     TestRelay::on(sockets, |config| config.tls = Some(Tls::from_acme(settings).unwrap()))
 }

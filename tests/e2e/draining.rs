@@ -8,8 +8,12 @@ use tunnel::transport::full;
 use crate::harness::bridge::Transport;
 use crate::harness::caller::Raw;
 use crate::harness::{
-    Caller, ChaosProxy, Path, TestBridge, TestRelay, Upstream, chunk, on_each_transport, ready, text, until,
+    Caller, ChaosProxy, Path, TestBridge, TestRelay, Upstream, chunk, get, json, on_each_transport, ready, text, until,
+    within,
 };
+
+/// Longer than any test takes.
+const LONG: Duration = Duration::from_secs(600);
 
 on_each_transport! {
     async fn a_relay_that_stops_lets_streams_finish_and_takes_no_more(transport: Transport) {
@@ -95,6 +99,86 @@ on_each_transport! {
         assert!(chunk(&mut response).await.is_none());
         path.bridge.stopped().await.unwrap();
     }
+}
+
+on_each_transport! {
+    async fn a_relay_that_is_about_to_stop_serves_new_requests_and_says_that_it_goes(transport: Transport) {
+        let relay = TestRelay::with(|config| config.lame_duck = LONG).await;
+        let path = Path::with(relay, Upstream::serving(|_| async { Response::new(full("served")) }).await, transport).await;
+        let mut kept = path.caller().await;
+        assert!(!kept.get("/api/tags").await.headers().contains_key("connection"));
+        path.relay.shutdown.leave();
+        let ready = path.caller().await.get("/readyz").await;
+        assert_eq!((ready.status().as_u16(), ready.headers()["connection"].as_bytes()), (503, &b"close"[..]));
+        assert_eq!(json(ready).await["status"], "draining");
+        for mut caller in [kept, path.caller().await] {
+            let response = caller.get("/api/tags").await;
+            assert_eq!((response.status().as_u16(), response.headers()["connection"].as_bytes()), (200, &b"close"[..]));
+            assert_eq!(text(response).await, "served");
+        }
+        // What becomes another protocol is no answer after which a connection could close.
+        let more = TestBridge::to(&path.relay, &path.upstream).name("more").transport(transport).start().await;
+        until("the other bridge", || path.relay.relay.registry.pick("ann", Some("more")).is_some()).await;
+        drop(more);
+        path.relay.shutdown.drain();
+        path.relay.stopped().await;
+    }
+
+    async fn the_drain_begins_after_the_spell(transport: Transport) {
+        let relay = TestRelay::with(|config| config.lame_duck = Duration::from_millis(50)).await;
+        let path = Path::with(relay, Upstream::scripted().await, transport).await;
+        let mut caller = path.caller().await;
+        let (answer, mut response) = path.begun(&mut caller).await;
+        path.relay.shutdown.leave();
+        within("the drain", path.relay.shutdown.draining()).await;
+        drop(answer);
+        assert!(chunk(&mut response).await.is_none());
+        path.relay.stopped().await;
+    }
+}
+
+#[tokio::test]
+async fn callers_over_http2_are_told_to_leave_and_lose_nothing() {
+    let relay = TestRelay::with(|config| config.lame_duck = LONG).await;
+    let path = Path::with(relay, Upstream::scripted().await, Transport::Ws).await;
+    let mut caller = Caller::connect_http2(path.relay.address, &path.token).await;
+    let (answer, mut response) = path.begun(&mut caller).await;
+    path.relay.shutdown.leave();
+    // GOAWAY: the connection takes no more, and finishes what it has.
+    within("the end of the connection", async {
+        while caller.try_send(get("/healthz")).await.is_ok() {}
+    })
+    .await;
+    answer.send("last").await;
+    drop(answer);
+    assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "last");
+    assert!(chunk(&mut response).await.is_none());
+    let mut next = Caller::connect_http2(path.relay.address, &path.token).await;
+    let ((), response) = tokio::join!(
+        async { path.upstream.next().await.finish(Response::new(full("served"))) },
+        next.post("/api/chat", "{}"),
+    );
+    assert!(!response.headers().contains_key("connection"));
+    assert_eq!(text(response).await, "served");
+}
+
+#[tokio::test]
+async fn a_connection_made_just_before_the_drain_gets_an_answer() {
+    let path = Path::scripted(Transport::Ws).await;
+    let free = path.relay.relay.free_connections();
+    let mut raw = Raw::connect(path.relay.address).await;
+    until("the connection to be accepted", || {
+        path.relay.relay.free_connections() < free
+    })
+    .await;
+    path.relay.shutdown.drain();
+    raw.send("GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n").await;
+    let answer = raw.rest().await.unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.to_lowercase().contains("connection: close"),
+        "{answer}"
+    );
+    path.relay.stopped().await;
 }
 
 #[tokio::test]

@@ -27,6 +27,7 @@ async fn with_redirects(change: impl FnOnce(&mut Config)) -> (TestRelay, SocketA
     let sockets = Sockets {
         main: TcpListener::bind("127.0.0.1:0").await.unwrap(),
         http: Some(http),
+        kept: false,
     };
     let relay = TestRelay::on(sockets, |config| {
         config.tls = Some(Tls::from_files(certificate, key).unwrap());
