@@ -1,4 +1,7 @@
-//! What only some platforms can do, with a plain fallback for the others.
+//! What only some platforms can do, with a plain fallback for the others: the limit of open files here, and in [`service`] what a
+//! service manager and a process have to tell each other.
+
+pub mod service;
 
 /// Raises the soft limit of open files to the hard one, and returns what it is then; none where there is no such limit.
 #[cfg(unix)]

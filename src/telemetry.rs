@@ -1,12 +1,15 @@
 //! The log: on standard error, as text for people or as JSON for machines; above a status line where one is shown.
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::MultiProgress;
+use tracing_subscriber::Registry;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// How log lines look.
@@ -17,6 +20,9 @@ pub enum LogFormat {
     /// One JSON object a line.
     Json,
 }
+
+/// Changes what is told while the log runs.
+static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
 static FOR_PEOPLE: AtomicBool = AtomicBool::new(true);
 
@@ -35,11 +41,11 @@ pub fn start(format: LogFormat, verbosity: i8, above: &MultiProgress) {
         1 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
-    let ours = Targets::new().with_target("tunnel", level);
+    let (filter, handle) = reload::Layer::new(ours(level));
     let writer = AboveStatus(above.clone());
-    let registry = tracing_subscriber::registry().with(ours);
+    let registry = tracing_subscriber::registry().with(filter);
     // A second start, as tests may do, changes nothing.
-    let _ = match format {
+    let started = match format {
         LogFormat::Pretty => {
             let layer = tracing_subscriber::fmt::layer()
                 .with_writer(writer)
@@ -51,6 +57,39 @@ pub fn start(format: LogFormat, verbosity: i8, above: &MultiProgress) {
             .with(tracing_subscriber::fmt::layer().json().with_writer(writer))
             .try_init(),
     };
+    if started.is_ok() {
+        let _ = FILTER.set(handle);
+    }
+}
+
+/// There is no level of this name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the levels are error, warn, info, debug and trace")]
+pub struct UnknownLevel;
+
+/// Tells from now on what is of this level or above.
+///
+/// # Errors
+/// [`UnknownLevel`].
+pub fn set_level(name: &str) -> Result<(), UnknownLevel> {
+    let level = match name {
+        "error" => LevelFilter::ERROR,
+        "warn" => LevelFilter::WARN,
+        "info" => LevelFilter::INFO,
+        "debug" => LevelFilter::DEBUG,
+        "trace" => LevelFilter::TRACE,
+        _ => return Err(UnknownLevel),
+    };
+    if let Some(filter) = FILTER.get() {
+        // A log that is gone has no level.
+        let _ = filter.reload(ours(level));
+    }
+    Ok(())
+}
+
+/// Only what this program says; its dependencies are quiet.
+fn ours(level: LevelFilter) -> Targets {
+    Targets::new().with_target("tunnel", level)
 }
 
 #[derive(Clone)]

@@ -9,6 +9,8 @@ pub mod probe;
 mod proxy;
 pub mod relay;
 mod rig;
+mod secret;
+mod service;
 
 use std::process::ExitCode;
 

@@ -1,8 +1,8 @@
 //! `tunnel relay` and `tunnel relay token`.
 
-use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -11,14 +11,16 @@ use tokio::net::TcpListener;
 use tokio::runtime;
 
 use super::edge::EdgeArgs;
+use super::secret::SecretArgs;
+use super::service::{self, LevelArgs};
 use super::{Failure, demo, duration, print, size, tell};
 use crate::platform::raise_open_files;
+use crate::platform::service::passed_sockets;
 use crate::relay::auth::Scopes;
-use crate::relay::auth::tokens::Tokens;
 use crate::relay::config::{Config, Limits, Transports};
+use crate::relay::rate::Rate;
 use crate::relay::{self, Relay, Sockets};
 use crate::shutdown::Shutdown;
-use crate::{files, random};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -35,8 +37,6 @@ Examples:
 const LONGEST_LIFE: Duration = Duration::from_secs(101 * 365 * 24 * 3600);
 /// What the first signal does.
 pub(super) const STOPPING: &str = "stopping; finishing what is in flight (once more to end at once)";
-/// Below this, a secret could be guessed (RFC 7518 §3.2).
-const SHORTEST_SECRET: usize = 32;
 
 /// Run the public server that callers and bridges meet at.
 #[derive(Debug, clap::Args)]
@@ -71,6 +71,8 @@ pub struct Args {
     #[command(flatten)]
     limits: LimitArgs,
     #[command(flatten)]
+    level: LevelArgs,
+    #[command(flatten)]
     demo: demo::DemoArgs,
 }
 
@@ -78,17 +80,6 @@ pub struct Args {
 enum RelayCommand {
     /// Print a signed token for a user, and nothing else
     Token(TokenArgs),
-}
-
-#[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Data")]
-struct SecretArgs {
-    /// Where the relay keeps what must survive [default: the platform's folder for data]
-    #[arg(long, global = true, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
-    /// The secret that signs tokens, 32 characters at least [default: jwt.secret in the data folder, made at the first start]
-    #[arg(long, global = true, value_name = "FILE")]
-    jwt_secret_file: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -135,6 +126,12 @@ struct LimitArgs {
     /// The body of a request; it is streamed, never held [default: no limit]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     max_body: Option<u64>,
+    /// Requests of one token in a time, as in 20/s, 600/m or 1000/h; more are answered with 429 [default: no limit]
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    rate: Option<Duration>,
+    /// Requests that a token may make at once after a pause [default: those of two seconds, one at least]
+    #[arg(long, value_name = "N", requires = "rate", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    burst: Option<u32>,
     /// A request or answer in which nothing moves
     #[arg(long, value_name = "TIME", default_value = "15m", value_parser = duration)]
     idle_timeout: Duration,
@@ -189,6 +186,33 @@ fn positive(text: &str) -> Result<usize, String> {
         .ok_or_else(|| "write a whole number from 1 to 1000000".to_owned())
 }
 
+/// The time in which one request may be made.
+fn rate(text: &str) -> Result<Duration, String> {
+    let read = || {
+        let (count, unit) = text.split_once('/')?;
+        let count: u32 = count.parse().ok().filter(|count| (1..=1_000_000).contains(count))?;
+        let seconds = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            _ => return None,
+        };
+        Some(Duration::from_secs(seconds) / count)
+    };
+    read().ok_or_else(|| "write a number and a time, as in 20/s, 600/m or 1000/h".to_owned())
+}
+
+impl LimitArgs {
+    fn rate(&self) -> Option<Rate> {
+        let every = self.rate?;
+        let burst = self.burst.unwrap_or_else(|| {
+            let in_two_seconds = Duration::from_secs(2).as_nanos() / every.as_nanos().max(1);
+            u32::try_from(in_two_seconds).unwrap_or(u32::MAX).max(1)
+        });
+        Some(Rate { every, burst })
+    }
+}
+
 impl Args {
     fn config(&self) -> Result<Config, Failure> {
         for origin in &self.cors_origins {
@@ -222,6 +246,7 @@ impl Args {
                 in_flight_per_bridge: limits.max_in_flight_per_bridge,
                 bridges_per_user: limits.max_bridges_per_user,
                 body: limits.max_body,
+                rate: limits.rate(),
                 idle: limits.idle_timeout,
             },
             ..Config::default()
@@ -238,67 +263,6 @@ fn is_origin(text: &str) -> bool {
     }
 }
 
-impl SecretArgs {
-    /// The data folder.
-    fn folder(&self) -> Result<PathBuf, Failure> {
-        match &self.data_dir {
-            Some(folder) => Ok(folder.clone()),
-            None => dirs::data_local_dir()
-                .map(|data| data.join("tunnel"))
-                .ok_or_else(|| Failure::usage("there is no home folder here: name one with --data-dir DIR")),
-        }
-    }
-
-    fn path(&self) -> Result<PathBuf, Failure> {
-        match &self.jwt_secret_file {
-            Some(path) => Ok(path.clone()),
-            None => Ok(self.folder()?.join("jwt.secret")),
-        }
-    }
-
-    /// The options again, for a command that must use the same secret.
-    fn repeated(&self) -> String {
-        let option = |name: &str, value: &Option<PathBuf>| {
-            let value = value.as_ref().map(|path| path.display().to_string());
-            value.map_or_else(String::new, |path| format!(" --{name} '{path}'"))
-        };
-        option("data-dir", &self.data_dir) + &option("jwt-secret-file", &self.jwt_secret_file)
-    }
-
-    /// Reads the secret; makes it first where there is none, unless its file was named.
-    fn load(&self) -> Result<(Tokens, Option<PathBuf>), Failure> {
-        let path = self.path()?;
-        let mut made = false;
-        let content = if self.jwt_secret_file.is_some() {
-            std::fs::read(&path)
-                .map_err(|error| Failure::usage(format!("--jwt-secret-file {}: {error}", path.display())))?
-        } else {
-            files::read_or_create(&path, || {
-                made = true;
-                new_secret()
-            })
-            .with_context(|| {
-                format!(
-                    "cannot read or make the secret {} (another folder: --data-dir DIR)",
-                    path.display()
-                )
-            })?
-        };
-        let secret = content.trim_ascii();
-        if secret.len() < SHORTEST_SECRET {
-            return Err(Failure::usage(format!(
-                "the secret in {} is shorter than {SHORTEST_SECRET} characters; make one with: openssl rand -hex 32",
-                path.display()
-            )));
-        }
-        Ok((Tokens::new(secret), made.then_some(path)))
-    }
-}
-
-fn new_secret() -> io::Result<Vec<u8>> {
-    Ok(format!("{}{}\n", random::name()?, random::name()?).into_bytes())
-}
-
 /// Runs the command.
 ///
 /// # Errors
@@ -311,7 +275,7 @@ pub fn main(args: Args) -> Result<(), Failure> {
 }
 
 fn issue(secret: &SecretArgs, args: &TokenArgs) -> Result<(), Failure> {
-    let (tokens, made) = secret.load()?;
+    let (tokens, made) = secret.issuer()?;
     if let Some(path) = made {
         tell(&format!(
             "Made a new secret: {}\nThe token works at a relay that uses this secret: start it with the same --data-dir.",
@@ -327,7 +291,10 @@ fn issue(secret: &SecretArgs, args: &TokenArgs) -> Result<(), Failure> {
 
 fn serve(args: Args) -> Result<(), Failure> {
     let config = args.config()?;
+    args.level.apply()?;
     raise_open_files();
+    let passed =
+        passed_sockets().map_err(|error| Failure::usage(format!("what the service manager passed: {error}")))?;
     let runtime = if args.worker_threads == 1 {
         runtime::Builder::new_current_thread().enable_all().build()
     } else {
@@ -346,32 +313,18 @@ fn serve(args: Args) -> Result<(), Failure> {
             }
             return demo::run(args.demo, args.listen, config).await;
         }
-        let (tokens, made) = args.secret.load()?;
-        let sockets = sockets(&args).await?;
-        welcome(&args, &sockets, made.as_deref())?;
         let shutdown = Shutdown::new();
         tokio::spawn(shutdown.clone().on_signals_leave(STOPPING));
-        relay::serve(sockets, Relay::new(config, tokens, shutdown)).await;
+        // It listens for signals before anybody is told that the relay is there.
+        tokio::task::yield_now().await;
+        let (tokens, made) = args.secret.tokens()?;
+        let edge = &args.edge;
+        let sockets = service::sockets(passed, args.listen, edge.http_listen(), edge.is_tls()).await?;
+        welcome(&args, &sockets, made.as_deref())?;
+        let relay = Relay::new(config, tokens, shutdown);
+        tokio::spawn(service::attend(Arc::clone(&relay), args.secret, args.level));
+        relay::serve(sockets, relay).await;
         Ok(())
-    })
-}
-
-async fn sockets(args: &Args) -> Result<Sockets, Failure> {
-    let main = listen(args.listen).await?;
-    let http =
-        match args.edge.http_listen() {
-            Some(address) => {
-                let bound = TcpListener::bind(address).await;
-                Some(bound.with_context(|| {
-                    format!("cannot listen on {address} (--http-listen); is another program there?")
-                })?)
-            }
-            None => None,
-        };
-    Ok(Sockets {
-        main,
-        http,
-        kept: false,
     })
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::host::PublicUrl;
 use super::proxies::Proxies;
+use super::rate::Rate;
 use super::tls::Tls;
 
 /// What a relay is run with; `cmd::relay` makes it of arguments.
@@ -80,6 +81,8 @@ pub struct Limits {
     pub bridges_per_user: usize,
     /// A request body, octets; no limit, if none.
     pub body: Option<u64>,
+    /// Requests of one token in a time; no limit, if none.
+    pub rate: Option<Rate>,
     /// An exchange in which no byte moves.
     pub idle: Duration,
 }
@@ -115,6 +118,7 @@ impl Default for Limits {
             in_flight_per_bridge: 128,
             bridges_per_user: 64,
             body: None,
+            rate: None,
             idle: Duration::from_secs(15 * 60),
         }
     }

@@ -28,6 +28,8 @@ pub enum Code {
     UpstreamUnreachable,
     /// The bridge does not expose this.
     Policy,
+    /// More requests in a time than a token may make.
+    RateLimited,
     /// Nothing moved for too long.
     Timeout,
     /// Too much at once.
@@ -60,6 +62,7 @@ impl Code {
             Self::BridgeGone => "bridge_gone",
             Self::UpstreamUnreachable => "upstream_unreachable",
             Self::Policy => "policy",
+            Self::RateLimited => "rate_limited",
             Self::Timeout => "timeout",
             Self::Overloaded => "overloaded",
             Self::Draining => "draining",
@@ -80,6 +83,7 @@ impl Code {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::NoBridge | Self::Overloaded | Self::Draining | Self::NoRoom => StatusCode::SERVICE_UNAVAILABLE,
             Self::BridgeGone | Self::UpstreamUnreachable => StatusCode::BAD_GATEWAY,
+            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Gone => StatusCode::GONE,
@@ -92,7 +96,7 @@ impl Code {
     fn retry_after(self) -> Option<Duration> {
         match self {
             Self::NoBridge | Self::Draining => Some(Duration::from_secs(5)),
-            Self::Timeout | Self::Overloaded => Some(Duration::from_secs(1)),
+            Self::Timeout | Self::Overloaded | Self::RateLimited => Some(Duration::from_secs(1)),
             Self::NoRoom => Some(Duration::ZERO),
             _ => None,
         }
@@ -106,6 +110,7 @@ impl Code {
             Self::Forbidden | Self::Policy => "permission_error",
             Self::NotFound => "not_found_error",
             Self::TooLarge => "request_too_large",
+            Self::RateLimited => "rate_limit_error",
             Self::Overloaded | Self::Draining => "overloaded_error",
             _ => "api_error",
         }
@@ -117,6 +122,7 @@ impl Code {
             Self::Unauthorized => "authentication_error",
             Self::Forbidden | Self::Policy => "permission_error",
             Self::BadRequest | Self::NotFound | Self::TooLarge => "invalid_request_error",
+            Self::RateLimited => "rate_limit_error",
             _ => "server_error",
         }
     }
@@ -132,6 +138,8 @@ pub struct Error {
     pub detail: String,
     /// Why, for the log only.
     pub reason: Option<&'static str>,
+    /// When it makes sense to try again, if that is known better than from the code.
+    pub retry_after: Option<Duration>,
 }
 
 impl Error {
@@ -141,7 +149,14 @@ impl Error {
             code,
             detail: detail.into(),
             reason: None,
+            retry_after: None,
         }
+    }
+
+    /// Says when it makes sense to try again.
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
     }
 
     /// Adds what only the log may tell.
@@ -178,8 +193,10 @@ impl Error {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(TUNNEL_ERROR, HeaderValue::from_static(self.code.as_str()));
-        if let Some(after) = self.code.retry_after() {
-            headers.insert(RETRY_AFTER, after.as_secs().into());
+        if let Some(after) = self.retry_after.or(self.code.retry_after()) {
+            // Whole seconds, and none too few.
+            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+            headers.insert(RETRY_AFTER, seconds.into());
         }
         if self.code == Code::UpgradeRequired {
             headers.insert(UPGRADE, HeaderValue::from_static("websocket"));

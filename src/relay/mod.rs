@@ -1,7 +1,8 @@
 //! The public server: accepts callers and bridges, routes, drains.
 //!
 //! A caller's request walks down this list: [`connection`] (one TCP connection), [`router`] (whose path it is), [`auth`] (who
-//! asks), [`dispatch`] (to which bridge, and back), [`registry`] (which bridges there are). A bridge's walks into
+//! asks), [`rate`] (how often), [`dispatch`] (to which bridge,
+//! and back), [`registry`] (which bridges there are). A bridge's walks into
 //! [`session`] or [`polling`]; what the relay answers itself is in [`own`]; [`error`] and [`cors`] finish every answer.
 //! At the network's edge are [`tls`], [`redirect`] (the port for plain HTTP beside it), [`proxies`] (those in front) and
 //! [`host`] (how the outside calls the relay).
@@ -16,6 +17,7 @@ pub mod host;
 pub mod own;
 pub mod polling;
 pub mod proxies;
+pub mod rate;
 pub mod redirect;
 pub mod registry;
 pub mod router;
@@ -40,6 +42,7 @@ use self::connection::{Active, Caller, Door};
 use self::cors::Cors;
 use self::error::{Code, Error, Shape};
 use self::polling::Pollers;
+use self::rate::Buckets;
 use self::registry::Registry;
 use self::router::Route;
 use crate::shutdown::Shutdown;
@@ -68,6 +71,8 @@ pub struct Relay {
     pub registry: Registry,
     /// Those of them that poll.
     pub pollers: Pollers,
+    /// What each token may still ask for.
+    pub buckets: Buckets,
     /// Who may call from a web page.
     pub cors: Cors,
     /// How it stops.
@@ -105,6 +110,7 @@ impl Relay {
         Arc::new(Self {
             registry: Registry::new(config.limits.bridges_per_user),
             pollers: Pollers::default(),
+            buckets: Buckets::new(config.limits.rate),
             cors: Cors::new(config.cors_origins.clone()),
             connections: Arc::new(Semaphore::new(config.limits.connections)),
             redirects: Arc::new(Semaphore::new(REDIRECTS)),
@@ -200,6 +206,7 @@ async fn sweep(relay: &Relay) {
     loop {
         tokio::time::sleep(SWEEP).await;
         relay.registry.sweep();
+        relay.buckets.sweep();
         purge_heap();
     }
 }
@@ -301,6 +308,7 @@ async fn respond(
         }
         Route::Forward(target) => {
             let identity = auth::caller(&relay.tokens, headers)?;
+            relay.buckets.take(&identity)?;
             // In a box, or a poll that waits would hold room for it.
             Box::pin(dispatch::forward(relay, caller, active, &identity, target, request)).await
         }

@@ -45,9 +45,10 @@ pub fn version() -> Response<Body> {
 /// `POST /-/token/renew`: a fresh token of the same user, scope and length.
 ///
 /// # Errors
-/// `unauthorized`.
+/// `unauthorized`, `rate_limited`.
 pub fn renew_token(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
     let identity = auth::anyone(&relay.tokens, headers)?;
+    relay.buckets.take(&identity)?;
     let (token, expires) = relay
         .tokens
         .renew(&identity)
@@ -61,9 +62,10 @@ pub fn renew_token(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>,
 /// `GET /api/bridge`: the caller's own bridges.
 ///
 /// # Errors
-/// `unauthorized`.
+/// `unauthorized`, `rate_limited`.
 pub async fn bridges(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
     let identity = auth::anyone(&relay.tokens, headers)?;
+    relay.buckets.take(&identity)?;
     let limits = &relay.config.limits;
     let _listing = relay
         .registry

@@ -15,6 +15,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::Relay;
+use super::auth::tokens::Tokens;
 use super::auth::{self, tokens};
 use super::connection::CallerIo;
 use super::error::{Code, Error};
@@ -258,7 +259,7 @@ async fn run_json(relay: Arc<Relay>, io: CallerIo, read: Bytes, identity: Identi
     let why = loop {
         tokio::select! {
             why = &mut driving => break why,
-            () = token_end(&owner), if link.is_alive() => link.end(Ending::TokenEnded),
+            () = token_end(&relay.tokens, &owner), if link.is_alive() => link.end(Ending::TokenEnded),
             () = session.finished(), if link.is_alive() => link.end(Ending::Done),
             () = relay.shutdown.draining(), if !draining => draining = true,
             () = session.idle(), if draining && link.is_alive() => link.end(Ending::GoingAway),
@@ -311,7 +312,7 @@ async fn live(
                 // A relay is offered no streams: the rules of the link see to that.
                 Event::Stream(_) => {}
             },
-            () = token_end(&owner), if link.is_alive() => link.end(Ending::TokenEnded),
+            () = token_end(&relay.tokens, &owner), if link.is_alive() => link.end(Ending::TokenEnded),
             never = link.expire_idle() => match never {},
             () = session.finished(), if link.is_alive() => link.end(Ending::Done),
             () = relay.shutdown.draining(), if !draining => {
@@ -344,8 +345,15 @@ fn take_token(relay: &Relay, owner: &mut auth::Identity, token: &str) {
     }
 }
 
-/// Resolves when the session's token ends.
-pub(super) async fn token_end(owner: &auth::Identity) {
+/// Resolves when the session's token ends: its time is over, or its secret is not accepted any more.
+pub(super) async fn token_end(tokens: &Tokens, owner: &auth::Identity) {
+    tokio::select! {
+        () = expired(owner) => {}
+        () = tokens.refused(owner) => {}
+    }
+}
+
+async fn expired(owner: &auth::Identity) {
     match owner.expires {
         None => std::future::pending().await,
         Some(end) => loop {

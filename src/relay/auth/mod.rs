@@ -1,5 +1,7 @@
-//! Who is asking: finds the credential of a request and turns it into an identity. `tokens` issues and verifies.
+//! Who is asking: finds the credential of a request and turns it into an identity. `tokens` issues and verifies with the secrets
+//! in `keys`.
 
+pub mod keys;
 pub mod tokens;
 
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use http::header::AUTHORIZATION;
 
 use super::error::{Code, Error};
 use crate::transport::headers::X_API_KEY;
+use keys::KeyId;
 use tokens::{Denied, Tokens};
 
 /// Somebody whose credential was verified.
@@ -24,6 +27,10 @@ pub struct Identity {
     pub issued: Option<u64>,
     /// When it ends, seconds since 1970; never, if none.
     pub expires: Option<u64>,
+    /// The secret that signed the credential.
+    pub key: KeyId,
+    /// The credential among others of this process; says nothing of the credential itself.
+    pub credential: u64,
 }
 
 /// What a credential is good for.

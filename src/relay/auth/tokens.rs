@@ -2,15 +2,18 @@
 //! choice).
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::{hmac, rand};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use jsonwebtoken::{Algorithm, Header, Validation};
+use tokio::sync::watch;
 
+use super::keys::{BridgeKey, Keys};
 use super::{Identity, Scopes};
 use crate::token::{Claims, Secret};
 
@@ -71,30 +74,51 @@ pub enum IssueError {
 
 /// Issues and verifies tokens.
 pub struct Tokens {
-    signing: EncodingKey,
-    verifying: DecodingKey,
+    keys: watch::Sender<Arc<Keys>>,
     validation: Validation,
     bridge_ids: hmac::Key,
     verified: Mutex<HashMap<String, Identity>>,
+    /// Keyed by the process: nobody can make two credentials look the same.
+    credentials: RandomState,
 }
 
 impl Tokens {
-    /// Uses this secret; 32 octets at least (RFC 7518 §3.2), which `cmd::relay` checks.
+    /// Uses this secret for everything.
     pub fn new(secret: &[u8]) -> Self {
+        Self::with(Keys::new(secret, None), &BridgeKey::of(secret))
+    }
+
+    /// Uses these secrets, and this key for the ids of bridges.
+    pub fn with(keys: Keys, bridge_ids: &BridgeKey) -> Self {
         let mut validation = Validation::new(Algorithm::HS256);
         validation.required_spec_claims.clear();
         validation.validate_nbf = true;
         validation.validate_aud = false;
         validation.leeway = 0;
-        // Another purpose, another key: an id must say nothing of the secret that signs.
-        let purpose = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), b"tunnel bridge id");
         Self {
-            signing: EncodingKey::from_secret(secret),
-            verifying: DecodingKey::from_secret(secret),
+            keys: watch::Sender::new(Arc::new(keys)),
             validation,
-            bridge_ids: hmac::Key::new(hmac::HMAC_SHA256, purpose.as_ref()),
+            bridge_ids: bridge_ids.hmac(),
             verified: Mutex::default(),
+            credentials: RandomState::new(),
         }
+    }
+
+    /// Uses these secrets from now on.
+    pub fn replace(&self, keys: Keys) {
+        self.keys.send_replace(Arc::new(keys));
+    }
+
+    /// Resolves when the secret that signed this credential is not accepted any more.
+    pub async fn refused(&self, identity: &Identity) {
+        let mut keys = self.keys.subscribe();
+        // The sender is ours.
+        let _ = keys.wait_for(|keys| !keys.accept(identity.key)).await;
+    }
+
+    /// Whether the credential was signed with the secret that signs now.
+    pub fn is_current(&self, identity: &Identity) -> bool {
+        self.keys.borrow().sign_with(identity.key)
     }
 
     /// Signs a token for the user that lives as long as given, or for ever.
@@ -116,7 +140,7 @@ impl Tokens {
             jti: Some(URL_SAFE_NO_PAD.encode(id)),
             scope: Some(scopes.to_string()),
         };
-        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.signing)
+        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.keys.borrow().signing)
             .map(|token| Secret::new(&token))
             .map_err(|_| IssueError::Signing)
     }
@@ -143,6 +167,7 @@ impl Tokens {
         }
         if let Some(identity) = self.lock().get(token) {
             return match identity.expires {
+                _ if !self.keys.borrow().accept(identity.key) => Err(Denied::Signature),
                 Some(end) if end <= now() => Err(Denied::Expired),
                 _ => Ok(identity.clone()),
             };
@@ -157,8 +182,18 @@ impl Tokens {
     }
 
     fn verify_signature(&self, token: &str) -> Result<Identity, Denied> {
-        let decoded = jsonwebtoken::decode::<Claims>(token, &self.verifying, &self.validation);
-        let claims = decoded.map_err(|error| denied(error.kind()))?.claims;
+        let keys = Arc::clone(&self.keys.borrow());
+        let mut outcome = Err(Denied::Signature);
+        for key in &keys.accepted {
+            let decoded = jsonwebtoken::decode::<Claims>(token, &key.verifying, &self.validation);
+            outcome = decoded
+                .map(|decoded| (decoded.claims, key.id))
+                .map_err(|error| denied(error.kind()));
+            if outcome != Err(Denied::Signature) {
+                break;
+            }
+        }
+        let (claims, key) = outcome?;
         if !is_user(&claims.sub) {
             return Err(Denied::NoUser);
         }
@@ -167,6 +202,8 @@ impl Tokens {
             scopes: Scopes::parse(claims.scope.as_deref()),
             issued: claims.iat,
             expires: claims.exp,
+            key,
+            credential: self.credentials.hash_one(token),
         })
     }
 
@@ -291,6 +328,29 @@ mod tests {
             identity.expires = Some(1);
         }
         assert_eq!(tokens.verify(token.expose()), Err(Denied::Expired));
+    }
+
+    #[tokio::test]
+    async fn during_a_rotation_two_secrets_are_accepted_and_one_signs() {
+        let (old, new) = ([7; 32], [9; 32]);
+        let tokens = tokens();
+        let before = tokens.issue("ann", BOTH, None).unwrap();
+        let identity = tokens.verify(before.expose()).unwrap();
+        let id = tokens.bridge_id("ann", "x");
+        tokens.replace(Keys::new(&new, Some(&old)));
+        let (fresh, _) = tokens.renew(&tokens.verify(before.expose()).unwrap()).unwrap();
+        let renewed = Tokens::new(&new).verify(fresh.expose()).unwrap();
+        assert_eq!(&*renewed.user, "ann");
+        assert!(!tokens.is_current(&identity) && tokens.is_current(&renewed));
+        tokens.verify(fresh.expose()).unwrap();
+        let over = tokens.refused(&identity);
+        tokio::pin!(over);
+        assert!(futures_util::poll!(&mut over).is_pending());
+        tokens.replace(Keys::new(&new, None));
+        over.await;
+        assert_eq!(tokens.verify(before.expose()), Err(Denied::Signature));
+        tokens.verify(fresh.expose()).unwrap();
+        assert_eq!(tokens.bridge_id("ann", "x"), id);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 
 use super::Relay;
-use super::auth;
+use super::auth::{self, tokens::Tokens};
 use super::error::{Code, Error};
 use super::registry::{Identity, Session};
 use super::session::{token_end, too_many_bridges};
@@ -177,10 +177,10 @@ impl Entry {
     }
 
     /// The bridge was heard of, with this token; the session lasts as long as the one that lasts longest, whatever is still on its
-    /// way with an older one.
-    fn heard(&self, owner: &auth::Identity) {
+    /// way with an older one. One of the secret that signs now outlasts those of the secret before.
+    fn heard(&self, tokens: &Tokens, owner: &auth::Identity) {
         self.owner.send_if_modified(|before| {
-            let end = |identity: &auth::Identity| identity.expires.unwrap_or(u64::MAX);
+            let end = |identity: &auth::Identity| (tokens.is_current(identity), identity.expires.unwrap_or(u64::MAX));
             let longer = end(owner) > end(before);
             if longer {
                 *before = owner.clone();
@@ -225,7 +225,7 @@ fn register(relay: &Arc<Relay>, owner: auth::Identity, client: Register) -> Resu
     let (entry, fresh) = match same {
         Some(entry) => {
             *entry.client.lock().unwrap_or_else(PoisonError::into_inner) = client;
-            entry.heard(&owner);
+            entry.heard(&relay.tokens, &owner);
             entry.link.renew(capabilities);
             (entry, false)
         }
@@ -367,7 +367,7 @@ async fn live(relay: &Arc<Relay>, entry: &Arc<Entry>, session: &Arc<Session>, dr
             },
             () = entry.renewed.notified() => return Turn::Renewed,
             _ = owner.changed() => {}
-            () = token_end(&token) => {
+            () = token_end(&relay.tokens, &token) => {
                 entry.link.end(Ending::TokenEnded);
                 return Turn::Over("its token ended");
             }

@@ -50,7 +50,7 @@ pub async fn answer(relay: &Arc<Relay>, asked: Polling, request: Request<Incomin
     }
     let find = |id: &str| {
         let entry = relay.pollers.find(&owner, id, request.headers())?;
-        entry.heard(&owner);
+        entry.heard(&relay.tokens, &owner);
         Ok::<_, Error>(entry)
     };
     match asked {

@@ -1,0 +1,95 @@
+//! The secrets that tokens are signed with: one signs, and during a rotation the one before it is accepted too.
+
+use aws_lc_rs::hmac;
+use jsonwebtoken::{DecodingKey, EncodingKey};
+
+/// Which secret signed a token; says nothing of the secret itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyId([u8; 8]);
+
+/// The secrets in use.
+pub struct Keys {
+    pub(super) signing: EncodingKey,
+    /// The one that signs, then the one before it.
+    pub(super) accepted: Vec<Key>,
+}
+
+pub(super) struct Key {
+    pub(super) id: KeyId,
+    pub(super) verifying: DecodingKey,
+}
+
+impl Keys {
+    /// The secret that signs, and the one before it while that is still accepted; 32 octets each at least (RFC 7518 §3.2), which
+    /// `cmd::secret` checks.
+    pub fn new(secret: &[u8], previous: Option<&[u8]>) -> Self {
+        let key = |secret: &[u8]| Key {
+            id: KeyId::of(secret),
+            verifying: DecodingKey::from_secret(secret),
+        };
+        Self {
+            signing: EncodingKey::from_secret(secret),
+            accepted: std::iter::once(secret).chain(previous).map(key).collect(),
+        }
+    }
+
+    /// Whether tokens of this secret are accepted.
+    pub(super) fn accept(&self, id: KeyId) -> bool {
+        self.accepted.iter().any(|key| key.id == id)
+    }
+
+    /// Whether this secret is the one that signs.
+    pub(super) fn sign_with(&self, id: KeyId) -> bool {
+        self.accepted.first().is_some_and(|key| key.id == id)
+    }
+}
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Keys")
+    }
+}
+
+impl KeyId {
+    fn of(secret: &[u8]) -> Self {
+        let tag = derive(secret, b"tunnel key id");
+        let mut id = [0; 8];
+        id.copy_from_slice(&tag.as_ref()[..8]);
+        Self(id)
+    }
+}
+
+/// The key that the ids of bridges are made with. It outlives the secret that it was first derived from.
+pub struct BridgeKey(Vec<u8>);
+
+impl BridgeKey {
+    /// The key that belongs to a secret.
+    pub fn of(secret: &[u8]) -> Self {
+        Self(derive(secret, b"tunnel bridge id").as_ref().to_vec())
+    }
+
+    /// One that was kept; none if these are not the octets of such a key.
+    pub fn from_octets(octets: Vec<u8>) -> Option<Self> {
+        (octets.len() == hmac::HMAC_SHA256.digest_algorithm().output_len()).then_some(Self(octets))
+    }
+
+    /// To be kept, for the owner of the relay alone.
+    pub fn octets(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub(super) fn hmac(&self) -> hmac::Key {
+        hmac::Key::new(hmac::HMAC_SHA256, &self.0)
+    }
+}
+
+impl std::fmt::Debug for BridgeKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BridgeKey")
+    }
+}
+
+/// Another purpose, another key: what is made with it must say nothing of the secret that signs.
+fn derive(secret: &[u8], purpose: &[u8]) -> hmac::Tag {
+    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), purpose)
+}

@@ -1,0 +1,156 @@
+//! How many requests a token may make in a time: a bucket for each, kept as the moment at which it is full again.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::auth::Identity;
+use super::error::{Code, Error};
+
+/// Buckets that are kept at once.
+const MOST: usize = 65_536;
+
+/// A limit of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// One request may be made in each such time.
+    pub every: Duration,
+    /// So many may be made at once after a pause, one at least.
+    pub burst: u32,
+}
+
+/// What each token has left.
+#[derive(Debug)]
+pub struct Buckets {
+    rate: Option<Rate>,
+    /// By credential. A bucket that is full is like one that is not here.
+    full_at: Mutex<HashMap<u64, Instant>>,
+}
+
+impl Buckets {
+    /// All full; without a rate, everybody may make as many requests as they like.
+    pub fn new(rate: Option<Rate>) -> Self {
+        Self {
+            rate,
+            full_at: Mutex::default(),
+        }
+    }
+
+    /// Takes one request out of the token's bucket.
+    ///
+    /// # Errors
+    /// `rate_limited`, with the time after which there is one.
+    pub fn take(&self, identity: &Identity) -> Result<(), Error> {
+        self.take_of(identity.credential).map_err(|wait| {
+            let detail = "too many requests with this token (the relay's option --rate); try again in a moment";
+            Error::new(Code::RateLimited, detail).retry_after(wait)
+        })
+    }
+
+    fn take_of(&self, credential: u64) -> Result<(), Duration> {
+        let Some(rate) = self.rate else {
+            return Ok(());
+        };
+        let now = Instant::now();
+        let mut buckets = self.lock();
+        let full_at = buckets.get(&credential).map_or(now, |full_at| (*full_at).max(now));
+        let most = rate.every.saturating_mul(rate.burst.saturating_sub(1));
+        let wait = (full_at - now).saturating_sub(most);
+        if !wait.is_zero() {
+            return Err(wait);
+        }
+        if buckets.len() >= MOST && !buckets.contains_key(&credential) {
+            make_room(&mut buckets, now);
+        }
+        buckets.insert(credential, full_at + rate.every);
+        Ok(())
+    }
+
+    /// Forgets those that are full again; to be called now and then.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        self.lock().retain(|_, full_at| *full_at > now);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Instant>> {
+        self.full_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Forgets the full ones, or else the one that is full next.
+fn make_room(buckets: &mut HashMap<u64, Instant>, now: Instant) {
+    buckets.retain(|_, full_at| *full_at > now);
+    if buckets.len() >= MOST {
+        let next = buckets
+            .iter()
+            .min_by_key(|(_, full_at)| **full_at)
+            .map(|(credential, _)| *credential);
+        if let Some(next) = next {
+            buckets.remove(&next);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn buckets(burst: u32) -> Buckets {
+        Buckets::new(Some(Rate {
+            every: SECOND / 20,
+            burst,
+        }))
+    }
+
+    fn taken(buckets: &Buckets, credential: u64) -> usize {
+        (0..1000).take_while(|_| buckets.take_of(credential).is_ok()).count()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_then_the_rate_for_each_token_apart() {
+        let buckets = buckets(40);
+        assert_eq!(taken(&buckets, 1), 40);
+        assert_eq!(buckets.take_of(1), Err(SECOND / 20));
+        assert_eq!(taken(&buckets, 2), 40);
+        tokio::time::advance(SECOND).await;
+        assert_eq!(taken(&buckets, 1), 20);
+        tokio::time::advance(10 * SECOND).await;
+        assert_eq!(taken(&buckets, 1), 40);
+        // What was refused costs nothing.
+        tokio::time::advance(SECOND / 20).await;
+        assert_eq!(buckets.take_of(1), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_at_once_is_the_least() {
+        let buckets = buckets(1);
+        assert_eq!(taken(&buckets, 1), 1);
+        tokio::time::advance(SECOND / 20).await;
+        assert_eq!(taken(&buckets, 1), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_kept_is_bounded_and_swept() {
+        let buckets = buckets(2);
+        for credential in 0..MOST as u64 {
+            buckets.take_of(credential).unwrap();
+        }
+        tokio::time::advance(SECOND / 40).await;
+        assert_eq!(buckets.take_of(u64::MAX), Ok(()));
+        assert_eq!(buckets.lock().len(), MOST);
+        tokio::time::advance(SECOND).await;
+        buckets.sweep();
+        assert!(buckets.lock().is_empty());
+    }
+
+    #[test]
+    fn without_a_rate_nothing_is_counted() {
+        let buckets = Buckets::new(None);
+        assert_eq!(taken(&buckets, 1), 1000);
+        assert!(buckets.lock().is_empty());
+    }
+}
