@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use http::Response;
 use tokio::time::Instant;
+use tunnel::bridge::config::TokenSource;
+use tunnel::relay::rate::Rate;
+use tunnel::token::Secret;
 use tunnel::transport::full;
 
 use crate::harness::caller::Raw;
 use crate::harness::{
-    Caller, Path, TestBridge, TestRelay, Upstream, chunk, json, on_each_transport, ready, text, until,
+    Caller, Path, TestBridge, TestRelay, Upstream, chunk, get, json, on_each_transport, ready, text, until,
 };
 
 on_each_transport! {
@@ -141,4 +144,43 @@ async fn past_the_limit_of_connections_callers_wait_for_one_to_leave() {
     assert!(!third.is_finished());
     drop(first);
     assert_eq!(third.await.unwrap(), 200);
+}
+
+on_each_transport! {
+    async fn a_token_makes_as_many_requests_as_the_rate_allows(transport: Transport) {
+        let relay = TestRelay::with(|config| {
+            config.limits.rate = Some(Rate { every: Duration::from_secs(3600), burst: 3 });
+        })
+        .await;
+        let upstream = Upstream::serving(|_| async { Response::new(full("served")) }).await;
+        // The bridge has the very token that runs dry: what bridges ask for is not counted.
+        let token = relay.token("ann");
+        let source = TokenSource::Given(Secret::new(&token));
+        let bridge = TestBridge::to(&relay, &upstream).token(source).transport(transport).start().await;
+        ready(&relay, "ann").await;
+        let mut caller = Caller::connect(relay.address, &token).await;
+        for _ in 0..3 {
+            assert_eq!(text(caller.get("/api/tags").await).await, "served");
+        }
+        for (path, pointer) in [
+            ("/api/chat", "/error"),
+            ("/v1/chat/completions", "/error/message"),
+            ("/v1/messages", "/error/message"),
+            ("/api/bridge", "/error"),
+        ] {
+            let mut request = get(path);
+            request.headers_mut().insert("origin", "https://app.example.com".parse().unwrap());
+            let response = caller.send(request).await;
+            assert_eq!(response.status(), 429);
+            assert_eq!(response.headers()["tunnel-error"], "rate_limited");
+            let wait: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+            assert!((3590..=3600).contains(&wait), "{wait}");
+            assert_eq!(response.headers()["access-control-allow-origin"], "https://app.example.com");
+            assert!(json(response).await.pointer(pointer).unwrap().is_string(), "{path}");
+        }
+        assert_eq!(caller.get("/healthz").await.status(), 200);
+        let mut other = Caller::connect(relay.address, &relay.token("ann")).await;
+        assert_eq!(text(other.get("/api/tags").await).await, "served");
+        drop(bridge);
+    }
 }

@@ -38,6 +38,10 @@ mod probe_faults;
 mod processes;
 mod proxies;
 mod recovery;
+#[cfg(target_os = "linux")]
+mod restarts;
+#[cfg(target_os = "linux")]
+mod rotation;
 mod semantics;
 mod shipped;
 mod shipped_ws;

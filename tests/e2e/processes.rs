@@ -293,6 +293,9 @@ async fn the_exit_code_and_the_words_tell_what_was_wrong() {
         ),
         (vec!["relay", "--cors-origin", "app.example"], None, 2, "origin"),
         (vec!["relay", "--max-body", "much"], None, 2, "64KiB"),
+        (vec!["relay", "--rate", "20"], None, 2, "600/m"),
+        (vec!["relay", "--rate", "0/s"], None, 2, "600/m"),
+        (vec!["relay", "--burst", "40"], None, 2, "--rate"),
     ] {
         let mut command = command(home.path(), &arguments);
         if let Some(token) = token {

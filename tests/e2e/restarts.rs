@@ -1,0 +1,272 @@
+//! A relay that a service manager starts, watches and stops: real processes, signals, and a listening socket that is handed over.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use command_fds::{CommandFdExt, FdMapping};
+use http::Response;
+use rustix::process::Signal;
+use tokio::net::UnixDatagram;
+use tokio::process::Command;
+use tokio::time::Instant;
+use tunnel::bridge::config::TokenSource;
+use tunnel::token::Secret;
+use tunnel::transport::full;
+
+use crate::harness::process::{Process, command, run};
+use crate::harness::upstream::channel_body;
+use crate::harness::{Caller, TestBridge, Upstream, chunk, on_each_transport, text, until, within};
+
+/// A relay that is passed these sockets, by these names.
+fn activated(home: &Path, sockets: &[(&TcpListener, &str)], more: &[&str]) -> Command {
+    let mut command = command(home, &[&["relay"], more].concat());
+    let names: Vec<_> = sockets.iter().map(|(_, name)| *name).collect();
+    command
+        .env("LISTEN_FDS", sockets.len().to_string())
+        .env("LISTEN_FDNAMES", names.join(":"));
+    let passed = sockets.iter().zip(3..).map(|((socket, _), child_fd)| FdMapping {
+        parent_fd: socket.try_clone().unwrap().into(),
+        child_fd,
+    });
+    command.fd_mappings(passed.collect()).unwrap();
+    command
+}
+
+fn listener() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+async fn token(home: &Path) -> String {
+    let issued = run(command(home, &["relay", "token", "--user", "ann"])).await;
+    issued.output.trim().to_owned()
+}
+
+/// What a relay tells its manager.
+struct Manager {
+    socket: UnixDatagram,
+}
+
+impl Manager {
+    fn of(home: &Path, command: &mut Command) -> Self {
+        let path = home.join("notify");
+        command.env("NOTIFY_SOCKET", &path);
+        Self {
+            socket: UnixDatagram::bind(path).unwrap(),
+        }
+    }
+
+    /// The next message but signs of life.
+    async fn told(&self) -> String {
+        loop {
+            let message = self.any().await;
+            if message != "WATCHDOG=1\n" {
+                return message;
+            }
+        }
+    }
+
+    async fn any(&self) -> String {
+        let mut message = [0; 1024];
+        let length = within("a message", self.socket.recv(&mut message)).await.unwrap();
+        String::from_utf8(message[..length].to_vec()).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn the_manager_is_told_how_the_relay_is() {
+    let home = tempfile::tempdir().unwrap();
+    let (listener, address) = listener();
+    let mut command = activated(home.path(), &[(&listener, "tunnel.socket")], &["--lame-duck", "0s"]);
+    command.env("WATCHDOG_USEC", "100000");
+    let manager = Manager::of(home.path(), &mut command);
+    let relay = Process::start(command);
+    assert_eq!(manager.told().await, "READY=1\n");
+    assert_eq!(Caller::connect(address, "").await.get("/readyz").await.status(), 200);
+    for _ in 0..3 {
+        while manager.any().await != "WATCHDOG=1\n" {}
+    }
+    relay.signal(Signal::HUP);
+    let reloading = manager.told().await;
+    let time = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
+    assert!(time.trim().parse::<u64>().unwrap() > 0);
+    assert_eq!(manager.told().await, "READY=1\n");
+    relay.signal(Signal::TERM);
+    assert_eq!(manager.told().await, "STOPPING=1\n");
+    assert_eq!(relay.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn sockets_are_told_apart_by_their_names() {
+    let home = tempfile::tempdir().unwrap();
+    let (one, _) = listener();
+    let (other, address) = listener();
+    for (sockets, words) in [
+        (vec![(&one, "a"), (&other, "b")], "one socket"),
+        (vec![(&one, "relay"), (&other, "http")], "--acme-domain"),
+        (vec![(&one, "http")], "one socket"),
+    ] {
+        let ended = run(activated(home.path(), &sockets, &[])).await;
+        assert_eq!(ended.code, Some(2), "{}", ended.errors);
+        assert!(ended.errors.contains(words), "{}", ended.errors);
+    }
+    // What was passed to another process is none of this one's.
+    let mut command = activated(home.path(), &[(&one, "relay")], &["--listen", "127.0.0.1:0"]);
+    command.env("LISTEN_PID", "1");
+    let mut relay = Process::start(command);
+    let line = relay.error_line("listens on http://").await;
+    assert!(!line.contains(&one.local_addr().unwrap().to_string()), "{line}");
+
+    let authority = crate::harness::tls::Authority::named("Test CA");
+    let (certificate, key) = authority.write(home.path(), &["localhost"], |_| {});
+    let options = [
+        "--tls-cert",
+        certificate.to_str().unwrap(),
+        "--tls-key",
+        key.to_str().unwrap(),
+    ];
+    let mut relay = Process::start(activated(home.path(), &[(&other, "http"), (&one, "relay")], &options));
+    relay.error_line("sends callers").await;
+    assert_eq!(Caller::connect(address, "").await.get("/x").await.status(), 308);
+}
+
+#[tokio::test]
+async fn sigterm_begins_with_a_spell_and_ctrl_c_does_not() {
+    let home = tempfile::tempdir().unwrap();
+    let (mut relay, address) = Process::relay(home.path(), &["--lame-duck", "10m"]).await;
+    relay.signal(Signal::TERM);
+    relay.error_line("stopping").await;
+    assert_eq!(Caller::connect(address, "").await.get("/readyz").await.status(), 503);
+    assert_eq!(Caller::connect(address, "").await.get("/healthz").await.status(), 200);
+    relay.signal(Signal::TERM);
+    assert_eq!(relay.ended().await, Some(0));
+    let (relay, _) = Process::relay(home.path(), &["--lame-duck", "10m"]).await;
+    relay.signal(Signal::INT);
+    assert_eq!(relay.ended().await, Some(0));
+}
+
+/// Calls again and again, each time on a connection of its own, until told to stop; how many answers came, all of them whole.
+async fn call_on(address: SocketAddr, token: String, stop: Arc<AtomicBool>, done: Arc<AtomicUsize>) {
+    while !stop.load(Ordering::Relaxed) {
+        let mut caller = Caller::connect(address, &token).await;
+        let response = caller.post("/api/chat", "{}").await;
+        assert_eq!(response.status(), 200, "{:?}", response.headers());
+        assert_eq!(text(response).await, "one two three");
+        done.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+on_each_transport! {
+    async fn a_restart_under_socket_activation_refuses_nobody_and_breaks_nothing(transport: Transport) {
+        let home = tempfile::tempdir().unwrap();
+        let (listener, address) = listener();
+        let start = || Process::start(activated(home.path(), &[(&listener, "relay")], &["--lame-duck", "100ms"]));
+        let mut relay = start();
+        relay.error_line("listens on").await;
+        let upstream = Upstream::serving(|_| async {
+            let (sender, body) = channel_body();
+            tokio::spawn(async move {
+                for piece in ["one", " two", " three"] {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    sender.send(piece).await;
+                }
+            });
+            Response::new(body)
+        })
+        .await;
+        let token = token(home.path()).await;
+        let source = TokenSource::Given(Secret::new(&token));
+        let _bridge = TestBridge::between(address, upstream.address).token(source).transport(transport).start().await;
+        let (stop, done) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
+        let callers: Vec<_> = (0..8)
+            .map(|_| tokio::spawn(call_on(address, token.clone(), Arc::clone(&stop), Arc::clone(&done))))
+            .collect();
+        for _ in 0..2 {
+            let before = done.load(Ordering::Relaxed);
+            until("calls", || done.load(Ordering::Relaxed) >= before + 16).await;
+            relay.signal(Signal::TERM);
+            assert_eq!(relay.ended().await, Some(0));
+            relay = start();
+            relay.error_line("listens on").await;
+        }
+        let before = done.load(Ordering::Relaxed);
+        until("calls", || done.load(Ordering::Relaxed) >= before + 16).await;
+        stop.store(true, Ordering::Relaxed);
+        for caller in callers {
+            caller.await.unwrap();
+        }
+    }
+
+    async fn a_stream_in_flight_ends_well_at_the_old_relay_while_callers_wait_for_the_next(transport: Transport) {
+        let home = tempfile::tempdir().unwrap();
+        let (listener, address) = listener();
+        let start = || Process::start(activated(home.path(), &[(&listener, "relay")], &["--lame-duck", "0s"]));
+        let mut old = start();
+        old.error_line("listens on").await;
+        let upstream = Upstream::scripted().await;
+        let token = token(home.path()).await;
+        let source = TokenSource::Given(Secret::new(&token));
+        let _bridge = TestBridge::between(address, upstream.address).token(source).transport(transport).start().await;
+        let mut caller = Caller::connect(address, &token).await;
+        let (answer, response) = tokio::join!(
+            async { upstream.next().await.begin(Response::builder()) },
+            caller.post("/api/chat", "{}"),
+        );
+        let mut response = response;
+        answer.send("one").await;
+        assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "one");
+        old.signal(Signal::TERM);
+        old.error_line("stopping").await;
+        // It is accepted by the system, and answered by the next relay.
+        let waiting = tokio::spawn(async move { Caller::connect(address, "").await.get("/healthz").await.status() });
+        answer.send("two").await;
+        assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "two");
+        drop(answer);
+        assert!(chunk(&mut response).await.is_none());
+        let began = Instant::now();
+        assert_eq!(old.ended().await, Some(0));
+        assert!(began.elapsed() < Duration::from_secs(10), "it waited for nothing");
+        let _next = start();
+        assert_eq!(waiting.await.unwrap(), 200);
+    }
+}
+
+/// As a manager does that starts the next before the old one has ended.
+#[tokio::test]
+async fn the_next_relay_may_start_while_the_old_one_finishes() {
+    let home = tempfile::tempdir().unwrap();
+    let (listener, address) = listener();
+    let start = || Process::start(activated(home.path(), &[(&listener, "relay")], &["--lame-duck", "0s"]));
+    let mut old = start();
+    old.error_line("listens on").await;
+    let upstream = Upstream::scripted().await;
+    let token = token(home.path()).await;
+    let source = TokenSource::Given(Secret::new(&token));
+    let _bridge = TestBridge::between(address, upstream.address)
+        .token(source)
+        .start()
+        .await;
+    let mut caller = Caller::connect(address, &token).await;
+    let (answer, mut response) = tokio::join!(
+        async { upstream.next().await.begin(Response::builder()) },
+        caller.post("/api/chat", "{}"),
+    );
+    old.signal(Signal::TERM);
+    old.error_line("stopping").await;
+    let _next = start();
+    let mut other = Caller::connect(address, &token).await;
+    let ((), fresh) = tokio::join!(
+        async { upstream.next().await.finish(Response::new(full("the next"))) },
+        other.post("/api/chat", "{}"),
+    );
+    assert_eq!(text(fresh).await, "the next");
+    answer.send("the old").await;
+    drop(answer);
+    assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "the old");
+    assert!(chunk(&mut response).await.is_none());
+    assert_eq!(old.ended().await, Some(0));
+}
