@@ -1,5 +1,5 @@
-//! What only some platforms can do, with a plain fallback for the others: the limit of open files here, and in [`service`] what a
-//! service manager and a process have to tell each other.
+//! What only some platforms can do, with a plain fallback for the others; what a service manager and a process tell each other is in
+//! [`service`].
 
 pub mod service;
 
