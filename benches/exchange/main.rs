@@ -22,6 +22,7 @@ mod speed;
 mod swarm;
 mod table;
 mod upstream;
+mod watch;
 
 use std::net::SocketAddr;
 
@@ -37,8 +38,8 @@ struct Arguments {
     /// Fewer and shorter rounds, and 200 bridges instead of 2,000
     #[arg(long)]
     quick: bool,
-    /// Only these: a (64 callers), b (one caller), c (memory), d (40 ms away), e (CPU), f (memory, polling)
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = PossibleValuesParser::new(["a", "b", "c", "d", "e", "f"]))]
+    /// Only these: a (64 callers), b (one caller), c (memory), d (40 ms away), e (CPU), f (memory, polling), g (CPU of metrics and access log)
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = PossibleValuesParser::new(["a", "b", "c", "d", "e", "f", "g"]))]
     only: Vec<String>,
     /// Be a plain TCP forwarder to this address, for the benchmark that started this one
     #[arg(long, hide = true)]
@@ -94,6 +95,9 @@ async fn measure(arguments: &Arguments) -> Table {
             cpu::per_request(&path, quick, &mut table).await;
             cpu::per_chunk(&path, quick, &mut table).await;
         }
+    }
+    if arguments.wants("g") {
+        watch::measure(quick, &mut table).await;
     }
     if arguments.wants("d") {
         distance::measure(quick, &mut table).await;

@@ -78,10 +78,19 @@ pub(crate) struct Relay {
 impl Relay {
     /// Starts it with these options beside its own, and waits until it listens.
     pub(crate) fn start(options: &[&str]) -> Self {
+        Self::run(command("relay").arg("--quiet"), options)
+    }
+
+    /// The same, watched as in production: an access log that somebody reads, and metrics.
+    pub(crate) fn start_watched() -> Self {
+        Self::run(&mut command("relay"), &["--metrics-listen", "127.0.0.1:0"])
+    }
+
+    fn run(command: &mut Command, options: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let secret = folder.path().join("secret");
         std::fs::write(&secret, SECRET).unwrap();
-        let mut child = command("relay")
+        let mut child = command
             .args(["--listen", "127.0.0.1:0", "--jwt-secret-file"])
             .arg(secret)
             .args(options)
@@ -126,6 +135,7 @@ impl Bridge {
         let folder = tempfile::tempdir().unwrap();
         let child = command("bridge")
             .args([
+                "--quiet",
                 "--relay",
                 &format!("http://{relay}"),
                 "--upstream",
@@ -146,10 +156,7 @@ impl Bridge {
 
 fn command(name: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tunnel"));
-    command
-        .args([name, "--quiet"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
+    command.arg(name).stdin(Stdio::null()).stdout(Stdio::null());
     for (variable, _) in std::env::vars_os() {
         if variable.to_string_lossy().starts_with("TUNNEL_") {
             command.env_remove(variable);

@@ -24,8 +24,12 @@ pub(crate) struct Path {
 impl Path {
     /// Starts all three and waits until a request gets through.
     pub(crate) async fn start() -> Self {
+        Self::of(Relay::start(&[])).await
+    }
+
+    /// The same with this relay.
+    pub(crate) async fn of(relay: Relay) -> Self {
         let upstream = Upstream::start();
-        let relay = Relay::start(&[]);
         let token = token("ann");
         let bridge = Bridge::start(relay.address, upstream.address, &token);
         let path = Self {

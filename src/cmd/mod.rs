@@ -11,6 +11,7 @@ pub mod relay;
 mod rig;
 mod secret;
 mod service;
+mod watch;
 
 use std::process::ExitCode;
 

@@ -13,6 +13,7 @@ use tokio::runtime;
 use super::edge::EdgeArgs;
 use super::secret::SecretArgs;
 use super::service::{self, LevelArgs};
+use super::watch::{self, WatchArgs};
 use super::{Failure, demo, duration, print, size, tell};
 use crate::platform::raise_open_files;
 use crate::platform::service::passed_sockets;
@@ -72,6 +73,8 @@ pub struct Args {
     limits: LimitArgs,
     #[command(flatten)]
     level: LevelArgs,
+    #[command(flatten)]
+    watch: WatchArgs,
     #[command(flatten)]
     demo: demo::DemoArgs,
 }
@@ -290,7 +293,7 @@ fn issue(secret: &SecretArgs, args: &TokenArgs) -> Result<(), Failure> {
 }
 
 fn serve(args: Args) -> Result<(), Failure> {
-    let config = args.config()?;
+    let mut config = args.config()?;
     args.level.apply()?;
     raise_open_files();
     let passed =
@@ -311,6 +314,9 @@ fn serve(args: Args) -> Result<(), Failure> {
                     "--demo is without TLS: leave out --tls-cert and --acme-domain",
                 ));
             }
+            if args.watch.shows_metrics() {
+                return Err(Failure::usage("--demo shows no metrics: leave out --metrics-listen"));
+            }
             return demo::run(args.demo, args.listen, config).await;
         }
         let shutdown = Shutdown::new();
@@ -320,10 +326,14 @@ fn serve(args: Args) -> Result<(), Failure> {
         let (tokens, made) = args.secret.tokens()?;
         let edge = &args.edge;
         let sockets = service::sockets(passed, args.listen, edge.http_listen(), edge.is_tls()).await?;
+        config.access_log = args.watch.access_log()?;
         welcome(&args, &sockets, made.as_deref())?;
+        let metrics = args.watch.listen().await?;
         let relay = Relay::new(config, tokens, shutdown);
+        watch::show(metrics, &relay);
         tokio::spawn(service::attend(Arc::clone(&relay), args.secret, args.level));
-        relay::serve(sockets, relay).await;
+        relay::serve(sockets, Arc::clone(&relay)).await;
+        watch::finish(&relay);
         Ok(())
     })
 }

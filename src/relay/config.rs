@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::access::Log;
 use super::host::PublicUrl;
 use super::proxies::Proxies;
 use super::rate::Rate;
@@ -26,6 +27,8 @@ pub struct Config {
     pub proxies: Proxies,
     /// Where the relay is reached from outside, if that was said.
     pub public_url: Option<PublicUrl>,
+    /// Where a line for each exchange goes, if it goes anywhere.
+    pub access_log: Option<Log>,
     /// The bounds.
     pub limits: Limits,
 }
@@ -102,6 +105,7 @@ impl Default for Config {
             tls: None,
             proxies: Proxies::default(),
             public_url: None,
+            access_log: None,
             limits: Limits::default(),
         }
     }

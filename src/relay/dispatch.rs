@@ -15,9 +15,10 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::Relay;
-use super::auth::Identity;
+use super::access::{Record, Upload};
+use super::auth;
 use super::connection::{Active, Caller};
-use super::error::{Code, Error};
+use super::error::{Code, Error, Shape};
 use super::proxies::Told;
 use super::registry::{InFlight, Session};
 use super::router::Target;
@@ -34,37 +35,93 @@ struct Held {
     _bridge: InFlight,
 }
 
-/// Forwards the request.
-///
-/// # Errors
-/// Everything that can be told before the response head; what breaks later breaks the body.
+/// A response from the bridge, and what goes with it.
+struct Answered {
+    response: Response<Body>,
+    activity: Activity,
+    idle: IdleLimit,
+    held: Held,
+}
+
+/// Forwards the request. What breaks after the response head breaks the body; an error before it is an answer, too.
 pub async fn forward(
     relay: &Arc<Relay>,
     caller: &Caller,
     active: Active,
-    identity: &Identity,
     target: Target,
     mut request: Request<Incoming>,
-) -> Result<Response<Body>, Error> {
+) -> Response<Body> {
+    let mut record = Record::begin(relay, caller, &target, &request);
+    let shape = Shape::of(request.uri().path());
+    let near = upgrade::of_request(&mut request);
+    let is_http10 = request.version() == Version::HTTP_10;
+    let answered = match ask(relay, caller, active, target, request, &mut record).await {
+        Ok(answered) => answered,
+        Err(error) => return refusal(record, error, shape),
+    };
+    let mut response = answered.response;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let Some((near, far)) = upgrade::switch(near, &mut response) else {
+            let error = Error::new(Code::BridgeGone, "the bridge switched protocols unasked");
+            return refusal(record, error, shape);
+        };
+        caller.set_upgraded();
+        record.head(&response);
+        let held = (answered.held, record);
+        relay.shutdown.tracker().spawn(join(Arc::clone(relay), near, far, held));
+        return response;
+    }
+    record.head(&response);
+    incoming(response, |body| HeldBody {
+        body,
+        activity: answered.activity,
+        idle: answered.idle,
+        broken: is_http10.then(|| caller.broken()),
+        _held: answered.held,
+        record,
+    })
+}
+
+/// The relay's own answer to an exchange.
+fn refusal(mut record: Record, error: Error, shape: Shape) -> Response<Body> {
+    record.refuse(&error);
+    let response = error.into_response(shape);
+    record.head(&response);
+    response.map(|body| RefusalBody { body, record }.boxed_unsync())
+}
+
+/// Asks a bridge.
+async fn ask(
+    relay: &Arc<Relay>,
+    caller: &Caller,
+    active: Active,
+    target: Target,
+    request: Request<Incoming>,
+    record: &mut Record,
+) -> Result<Answered, Error> {
+    if caller.came_late() {
+        return Err(stopping());
+    }
+    let identity = auth::caller(&relay.tokens, request.headers())?;
+    record.set_user(&identity.user);
+    relay.buckets.take(&identity)?;
     let limits = &relay.config.limits;
     let user = relay
         .registry
         .enter(&identity.user, limits.in_flight_per_user)
         .ok_or_else(|| Error::new(Code::Overloaded, "you have as many requests in flight as one user may"))?;
-    let near = upgrade::of_request(&mut request);
-    let is_http10 = request.version() == Version::HTTP_10;
     let activity = Activity::begin();
-    let too_large = Arc::new(AtomicBool::new(false));
-    let request = outgoing(relay, caller, &target, request, &activity, &too_large)?;
+    let upload = Arc::clone(record.upload());
+    let request = outgoing(relay, caller, &target, request, &activity, &upload)?;
     let wanted = target.bridge.as_deref();
     let mut idle = IdleLimit::new(activity.clone(), limits.idle);
     let (response, bridge) = tokio::select! {
         biased;
-        answered = call(relay, &identity.user, wanted, request) => answered,
+        answered = call(relay, &identity.user, wanted, request, record) => answered,
         () = &mut idle => Err(Error::new(Code::Timeout, "nothing moved for too long; the request was given up")),
     }
     .map_err(|error| {
-        if too_large.load(Ordering::Relaxed) {
+        if upload.too_large.load(Ordering::Relaxed) {
             body_too_large()
         } else {
             error
@@ -75,28 +132,22 @@ pub async fn forward(
         _user: user,
         _bridge: bridge,
     };
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        caller.set_upgraded();
-        return switch(relay, near, response, held);
-    }
-    let broken = is_http10.then(|| caller.broken());
-    Ok(incoming(response, |body| HeldBody {
-        body,
+    Ok(Answered {
+        response,
         activity,
         idle,
-        broken,
-        _held: held,
-    }))
+        held,
+    })
 }
 
 /// Makes the request that goes to the bridge.
 fn outgoing(
-    relay: &Relay,
+    relay: &Arc<Relay>,
     caller: &Caller,
     target: &Target,
     request: Request<Incoming>,
     activity: &Activity,
-    too_large: &Arc<AtomicBool>,
+    upload: &Arc<Upload>,
 ) -> Result<Request<Body>, Error> {
     let most = relay.config.limits.body;
     if let (Some(most), Some(length)) = (most, http_body::Body::size_hint(request.body()).exact())
@@ -130,7 +181,8 @@ fn outgoing(
             body,
             activity: activity.clone(),
             left: most,
-            too_large: Arc::clone(too_large),
+            upload: Arc::clone(upload),
+            relay: Arc::clone(relay),
         }
         .boxed_unsync()
     };
@@ -155,6 +207,10 @@ fn set_forwarded(headers: &mut HeaderMap, caller: &Caller, told: Option<Told>) {
     }
 }
 
+fn stopping() -> Error {
+    Error::new(Code::Draining, "the relay is stopping; try again in a moment")
+}
+
 fn body_too_large() -> Error {
     Error::new(
         Code::TooLarge,
@@ -169,8 +225,10 @@ async fn call(
     user: &Arc<str>,
     wanted: Option<&str>,
     request: Request<Body>,
+    record: &mut Record,
 ) -> Result<(Response<Body>, InFlight), Error> {
     let session = find(relay, user, wanted).await?;
+    record.set_session(&session);
     let spare = repeatable(&request);
     let limit = relay.config.limits.in_flight_per_bridge;
     let unsent = match call_session(&session, limit, request).await {
@@ -183,6 +241,7 @@ async fn call(
         Err(error) => return Err(error.into()),
     };
     let session = find(relay, user, wanted).await?;
+    record.set_session(&session);
     Ok(call_session(&session, limit, unsent).await?)
 }
 
@@ -190,11 +249,12 @@ async fn find(relay: &Relay, user: &Arc<str>, wanted: Option<&str>) -> Result<Ar
     if let Some(session) = relay.registry.pick(user, wanted) {
         return Ok(session);
     }
+    let _waiting = relay.metrics.wait();
     let deadline = Instant::now() + relay.config.wait_for_bridge;
     let found = relay.registry.await_bridge(user, wanted, deadline).await;
     found.ok_or_else(|| {
         if relay.shutdown.is_draining() {
-            return Error::new(Code::Draining, "the relay is stopping; try again in a moment");
+            return stopping();
         }
         let detail = match wanted {
             Some(_) => "no bridge of that name is connected; run 'tunnel bridge' on the desktop",
@@ -248,25 +308,19 @@ fn incoming(response: Response<Body>, guard: impl FnOnce(Body) -> HeldBody) -> R
 }
 
 /// Joins the caller's connection with the bridge's after a 101.
-fn switch(
-    relay: &Relay,
-    near: Option<hyper::upgrade::OnUpgrade>,
-    mut response: Response<Body>,
-    held: Held,
-) -> Result<Response<Body>, Error> {
-    let (near, far) = upgrade::switch(near, &mut response)
-        .ok_or_else(|| Error::new(Code::BridgeGone, "the bridge switched protocols unasked"))?;
+async fn join(
+    relay: Arc<Relay>,
+    near: hyper::upgrade::OnUpgrade,
+    far: hyper::upgrade::OnUpgrade,
+    held: (Held, Record),
+) {
     let idle = Some(relay.config.limits.idle);
-    let shutdown = relay.shutdown.clone();
-    relay.shutdown.tracker().spawn(async move {
-        tokio::select! {
-            // How an upgraded connection ends is between caller and upstream.
-            _ = upgrade::join(near, far, idle) => {}
-            () = shutdown.ended() => {}
-        }
-        drop(held);
-    });
-    Ok(response)
+    tokio::select! {
+        // How an upgraded connection ends is between caller and upstream.
+        _ = upgrade::join(near, far, idle) => {}
+        () = relay.shutdown.ended() => {}
+    }
+    drop(held);
 }
 
 /// A request body on its way to the bridge: counted, and bounded where `--max-body` says so.
@@ -274,7 +328,8 @@ struct MeteredBody {
     body: Incoming,
     activity: Activity,
     left: Option<u64>,
-    too_large: Arc<AtomicBool>,
+    upload: Arc<Upload>,
+    relay: Arc<Relay>,
 }
 
 impl http_body::Body for MeteredBody {
@@ -290,15 +345,18 @@ impl http_body::Body for MeteredBody {
             headers::scrub_trailers(trailers);
         }
         self.activity.touch();
-        if let (Some(left), Some(data)) = (&mut self.left, frame.data_ref()) {
-            match left.checked_sub(data.len() as u64) {
+        let octets = frame.data_ref().map_or(0, Bytes::len);
+        if let Some(left) = &mut self.left {
+            match left.checked_sub(octets as u64) {
                 Some(rest) => *left = rest,
                 None => {
-                    self.too_large.store(true, Ordering::Relaxed);
+                    self.upload.too_large.store(true, Ordering::Relaxed);
                     return Poll::Ready(Some(Err("the body is too large".into())));
                 }
             }
         }
+        self.upload.received.fetch_add(octets as u64, Ordering::Relaxed);
+        self.relay.metrics.received(octets);
         Poll::Ready(Some(Ok(frame)))
     }
 
@@ -320,6 +378,7 @@ struct HeldBody {
     /// Set where a broken body could be taken for a whole one (HTTP/1.0): the connection is then reset.
     broken: Option<Arc<AtomicBool>>,
     _held: Held,
+    record: Record,
 }
 
 impl http_body::Body for HeldBody {
@@ -336,15 +395,50 @@ impl http_body::Body for HeldBody {
             Poll::Ready(frame) => frame,
         };
         this.activity.touch();
-        if let Some(Ok(frame)) = &mut frame
-            && let Some(trailers) = frame.trailers_mut()
-        {
-            headers::scrub_trailers(trailers);
-        }
-        if let (Some(Err(_)), Some(broken)) = (&frame, &this.broken) {
-            broken.store(true, Ordering::Release);
+        match &mut frame {
+            Some(Ok(frame)) => match frame.trailers_mut() {
+                Some(trailers) => {
+                    headers::scrub_trailers(trailers);
+                    this.record.finish();
+                }
+                None => this.record.send(frame.data_ref().map_or(0, Bytes::len)),
+            },
+            Some(Err(_)) => {
+                this.record.break_off();
+                if let Some(broken) = &this.broken {
+                    broken.store(true, Ordering::Release);
+                }
+            }
+            None => this.record.finish(),
         }
         Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The body of the relay's own answer.
+struct RefusalBody {
+    body: Body,
+    record: Record,
+}
+
+impl http_body::Body for RefusalBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &frame {
+            self.record.send(frame.data_ref().map_or(0, Bytes::len));
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

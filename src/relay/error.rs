@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, RETRY_AFTER, UPGRADE, WWW_AUTHENTICATE};
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderValue, Method, Response, StatusCode};
 use serde_json::json;
 
 use crate::transport::headers::TUNNEL_ERROR;
@@ -163,6 +163,14 @@ impl Error {
     pub fn because(mut self, reason: &'static str) -> Self {
         self.reason = Some(reason);
         self
+    }
+
+    /// Tells the log of it.
+    pub fn tell(&self, id: &HeaderValue, peer: &str, method: &Method, path: &str) {
+        match self.reason {
+            Some(reason) => tracing::info!(?id, %peer, %method, path, reason, "refused"),
+            None => tracing::debug!(?id, %peer, %method, path, error = %self, "refused"),
+        }
     }
 
     /// A path of ours that is not there.

@@ -1,12 +1,13 @@
 //! The public server: accepts callers and bridges, routes, drains.
 //!
-//! A caller's request walks down this list: [`connection`] (one TCP connection), [`router`] (whose path it is), [`auth`] (who
-//! asks), [`rate`] (how often), [`dispatch`] (to which bridge,
-//! and back), [`registry`] (which bridges there are). A bridge's walks into
+//! A caller's request walks down this list: [`connection`] (one TCP connection), [`router`] (whose path it is), [`dispatch`]
+//! (an exchange; [`auth`]: who asks, [`rate`]: how often, [`registry`]: which bridges there are). A bridge's walks into
 //! [`session`] or [`polling`]; what the relay answers itself is in [`own`]; [`error`] and [`cors`] finish every answer.
+//! [`access`] notes how an exchange went, [`metrics`] counts it.
 //! At the network's edge are [`tls`], [`redirect`] (the port for plain HTTP beside it), [`proxies`] (those in front) and
 //! [`host`] (how the outside calls the relay).
 
+pub mod access;
 pub mod auth;
 pub mod config;
 pub mod connection;
@@ -14,6 +15,7 @@ pub mod cors;
 pub mod dispatch;
 pub mod error;
 pub mod host;
+pub mod metrics;
 pub mod own;
 pub mod polling;
 pub mod proxies;
@@ -31,7 +33,7 @@ use std::time::Duration;
 
 use http::header::{CONNECTION, ORIGIN, STRICT_TRANSPORT_SECURITY};
 use http::uri::Uri;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -41,6 +43,7 @@ use self::config::Config;
 use self::connection::{Active, Caller, Door};
 use self::cors::Cors;
 use self::error::{Code, Error, Shape};
+use self::metrics::Metrics;
 use self::polling::Pollers;
 use self::rate::Buckets;
 use self::registry::Registry;
@@ -55,6 +58,8 @@ const SWEEP: Duration = Duration::from_secs(5);
 const LARGE: usize = 1 << 20;
 /// Connections at once to the port that sends callers on to `https://`.
 const REDIRECTS: usize = 256;
+/// The longest name of a request that is taken from a proxy, octets.
+const LONGEST_ID: usize = 64;
 /// For a year, browsers that were here come by TLS only.
 const HSTS: HeaderValue = HeaderValue::from_static("max-age=31536000");
 /// After the system could not accept a connection (descriptors are used up, for one).
@@ -75,6 +80,8 @@ pub struct Relay {
     pub buckets: Buckets,
     /// Who may call from a web page.
     pub cors: Cors,
+    /// What it counts.
+    pub metrics: Metrics,
     /// How it stops.
     pub shutdown: Shutdown,
     connections: Arc<Semaphore>,
@@ -112,6 +119,7 @@ impl Relay {
             pollers: Pollers::default(),
             buckets: Buckets::new(config.limits.rate),
             cors: Cors::new(config.cors_origins.clone()),
+            metrics: Metrics::default(),
             connections: Arc::new(Semaphore::new(config.limits.connections)),
             redirects: Arc::new(Semaphore::new(REDIRECTS)),
             port: OnceLock::new(),
@@ -227,7 +235,7 @@ async fn handle(
     if caller.door() == Door::Redirect {
         return Ok(redirect::answer(&relay, &request));
     }
-    let id = relay.request_ids.next();
+    let id = request_id(&relay, &caller, request.headers());
     let origin = request.headers().get(ORIGIN).cloned();
     let mut response = match relay.cors.preflight(request.method(), request.headers()) {
         Some(preflight) => preflight,
@@ -244,6 +252,16 @@ async fn handle(
     }
     response.headers_mut().insert(X_REQUEST_ID, id);
     Ok(response)
+}
+
+/// The name of a request. A trusted proxy may have given it one; from everybody else it could be anything.
+fn request_id(relay: &Relay, caller: &Caller, headers: &HeaderMap) -> HeaderValue {
+    let is_id = |value: &&HeaderValue| {
+        let known = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        (1..=LONGEST_ID).contains(&value.len()) && value.as_bytes().iter().all(known)
+    };
+    let given = headers.get(X_REQUEST_ID).filter(|_| caller.is_trusted());
+    given.filter(is_id).cloned().unwrap_or_else(|| relay.request_ids.next())
 }
 
 async fn answer(
@@ -271,10 +289,8 @@ async fn answer(
         }
         Err(error) => {
             let peer = peer.map_or_else(|| caller.address().to_string(), |peer| peer.to_string());
-            match error.reason {
-                Some(reason) => tracing::info!(?id, %peer, %method, path, reason, "refused"),
-                None => tracing::debug!(?id, %peer, %method, path, %error, "refused"),
-            }
+            relay.metrics.note_denial(&error);
+            error.tell(&id, &peer, &method, path);
             error.into_response(Shape::of(path))
         }
     }
@@ -289,7 +305,7 @@ async fn respond(
     check_target(&request)?;
     let headers = request.headers();
     let route = router::route(request.method(), request.uri(), headers)?;
-    if caller.came_late() && matches!(route, Route::Forward(_) | Route::Bridge | Route::RenewToken) {
+    if caller.came_late() && matches!(route, Route::Bridge | Route::RenewToken) {
         return Err(Error::new(
             Code::Draining,
             "the relay is stopping; try again in a moment",
@@ -307,10 +323,8 @@ async fn respond(
             polling::answer(relay, asked, request).await
         }
         Route::Forward(target) => {
-            let identity = auth::caller(&relay.tokens, headers)?;
-            relay.buckets.take(&identity)?;
             // In a box, or a poll that waits would hold room for it.
-            Box::pin(dispatch::forward(relay, caller, active, &identity, target, request)).await
+            Ok(Box::pin(dispatch::forward(relay, caller, active, target, request)).await)
         }
     }
 }

@@ -43,6 +43,8 @@ pub struct Session {
     pub reason: Option<String>,
     /// Since when this process of the bridge has been here, over whatever connections.
     pub since: (Instant, SystemTime),
+    /// The bridge was here a moment ago, or still is over another connection.
+    pub is_return: bool,
     link: Arc<dyn Link>,
     retired: AtomicBool,
     in_flight: Arc<Counter>,
@@ -226,12 +228,16 @@ impl Registry {
                 older.link.end(Ending::Replaced);
             }
         }
+        let is_same = |id: &str| id == identity.bridge_id;
+        let is_return = user.sessions.iter().any(|older| is_same(&older.identity.bridge_id))
+            || user.away.iter().any(|away| is_same(&away.bridge_id));
         let session = Arc::new(Session {
             identity,
             connection_id: self.next_connection.fetch_add(1, Ordering::Relaxed),
             transport,
             reason,
             since,
+            is_return,
             link,
             retired: AtomicBool::new(false),
             in_flight: Arc::default(),
@@ -340,6 +346,17 @@ impl Registry {
             .collect();
         list.sort_by_key(|s| (std::cmp::Reverse(s.identity.priority), s.since, s.connection_id));
         list
+    }
+
+    /// How many bridges take work, over WebSocket and over polling.
+    pub fn connected(&self) -> (usize, usize) {
+        let users = self.lock();
+        let sessions = users
+            .values()
+            .flat_map(|user| &user.sessions)
+            .filter(|s| s.takes_work());
+        let (ws, poll): (Vec<_>, Vec<_>) = sessions.map(|s| s.transport).partition(|name| *name == "ws");
+        (ws.len(), poll.len())
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, User>> {

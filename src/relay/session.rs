@@ -231,6 +231,7 @@ async fn run(
         drive_to_end(&mut driver).await;
         return;
     };
+    relay.metrics.connected(&session);
     let bridge = &session.identity;
     tracing::info!(user = %bridge.user, bridge = %bridge.name, transport = "ws", "bridge connected");
     if !transports.is_empty() {
@@ -252,6 +253,7 @@ async fn run_json(relay: Arc<Relay>, io: CallerIo, read: Bytes, identity: Identi
     let Ok(session) = relay.registry.insert(identity, "ws", None, shared) else {
         return;
     };
+    relay.metrics.connected(&session);
     let bridge = &session.identity;
     tracing::info!(user = %bridge.user, bridge = %bridge.name, transport = "ws", "desktop app connected");
     let mut driving = std::pin::pin!(driver.run());
@@ -340,6 +342,7 @@ fn take_token(relay: &Relay, owner: &mut auth::Identity, token: &str) {
         Ok(_) => tracing::info!(user = %owner.user, "a bridge showed a token that is not for it"),
         Err(denied) => {
             let reason = denied.as_str();
+            relay.metrics.deny(reason);
             tracing::info!(user = %owner.user, reason, "a bridge showed a token that is not accepted");
         }
     }

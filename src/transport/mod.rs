@@ -15,6 +15,7 @@ pub mod pace;
 pub mod path;
 pub mod poll;
 pub mod socket;
+pub mod told;
 pub mod upgrade;
 pub mod ws;
 
@@ -27,6 +28,8 @@ use futures_util::future::BoxFuture;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Empty};
+
+use self::told::Told;
 
 /// Any error that can travel inside a body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -58,6 +61,10 @@ pub trait Link: Exchange {
     /// Asks for a sign of life; without one in time, a link that can tell ends. Called when a newer link of the same bridge is
     /// there: the older may be dead without knowing.
     fn doubt(&self);
+    /// Calls it once the bridge was told of whatever it is to be told now; drops it if there is nothing, or no way to tell.
+    fn when_told(&self, told: Told) {
+        drop(told);
+    }
     /// Ends the link: what is in flight fails at once.
     fn end(&self, ending: Ending);
 }

@@ -50,3 +50,4 @@ mod switching;
 mod tls;
 mod tokens;
 mod upgrades;
+mod watching;

@@ -108,6 +108,11 @@ impl Pollers {
         }
     }
 
+    /// Requests that no bridge was told of yet.
+    pub fn queued(&self) -> usize {
+        self.lock().values().map(|entry| entry.link.queued()).sum()
+    }
+
     /// The bridge of this id, if it is this user's and the request comes from the process that registered.
     fn find(&self, owner: &auth::Identity, bridge_id: &str, headers: &HeaderMap) -> Result<Arc<Entry>, Error> {
         let entry = self
@@ -289,6 +294,7 @@ fn admit(relay: &Arc<Relay>, entry: &Arc<Entry>) -> Result<(), Error> {
         .registry
         .insert(entry.identity(), "poll", entry.client().reason, link)
         .map_err(|_| too_many_bridges())?;
+    relay.metrics.connected(&session);
     let bridge = &session.identity;
     tracing::info!(user = %bridge.user, bridge = %bridge.name, transport = "poll", "bridge connected");
     if let Some(older) = entry.session() {

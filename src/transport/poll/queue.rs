@@ -85,6 +85,16 @@ impl<E> Queue<E> {
         self.exchanges.len()
     }
 
+    /// How many of them the bridge was not told of yet.
+    pub(super) fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether the bridge is still to be told of exchanges that are over.
+    pub(super) fn has_cancelled(&self) -> bool {
+        !self.cancelled.is_empty()
+    }
+
     /// From the sending of a batch to its acknowledgement: about a round trip.
     pub(super) fn round_trip(&self) -> Option<Duration> {
         self.round_trip

@@ -21,6 +21,7 @@ use super::queue::{Finished, Queue};
 use super::upload::{NoPart, Part};
 use super::wire::{Batch, Capabilities};
 use crate::transport::json;
+use crate::transport::told::{Calls, Told};
 use crate::transport::{Body, Ending, Exchange, ExchangeError, Link, accept, headers};
 
 pub use life::Loss;
@@ -42,6 +43,7 @@ struct Shared {
     /// What answers hold.
     answers: Arc<Semaphore>,
     max_in_flight: usize,
+    told: Calls,
 }
 
 struct State {
@@ -103,6 +105,7 @@ impl PollLink {
             requests: Arc::new(Semaphore::new(TUNING.relay_budget)),
             answers: Arc::new(Semaphore::new(TUNING.relay_budget)),
             max_in_flight,
+            told: Calls::default(),
         }))
     }
 
@@ -119,6 +122,11 @@ impl PollLink {
     pub fn note_contact(&self) {
         self.0.lock().last_contact = Instant::now();
         self.0.life.notify_waiters();
+    }
+
+    /// Requests that the bridge was not told of yet.
+    pub fn queued(&self) -> usize {
+        self.0.lock().queue.waiting()
     }
 
     /// Tells the bridge to register anew.
@@ -407,6 +415,12 @@ impl Link for PollLink {
         // Whatever is in flight tells, or its time limit.
     }
 
+    fn when_told(&self, told: Told) {
+        if self.0.lock().queue.has_cancelled() {
+            self.0.told.push(told);
+        }
+    }
+
     fn end(&self, ending: Ending) {
         self.end_with(ending);
     }
@@ -455,6 +469,9 @@ impl Shared {
         let size = |pending: &Arc<Pending>| pending.inline.as_ref().map_or(0, Bytes::len);
         let id = |number: u64| format!("{}-{number}", self.prefix);
         let taken = state.queue.take(turn, whatever, size);
+        if taken.as_ref().is_some_and(|taken| !taken.cancelled.is_empty()) {
+            self.told.call();
+        }
         Ok(taken.map(|taken| Batch {
             requests: taken
                 .requests

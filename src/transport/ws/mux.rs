@@ -18,6 +18,7 @@ use super::pulse::Pulse;
 use super::socket::{Socket, close_message};
 use super::streams::{Side, Streams};
 use super::{TUNING, close};
+use crate::transport::told::{Calls, Told};
 
 /// How a link ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +63,7 @@ pub(super) struct Shared {
     pub(super) side: Side,
     state: Mutex<State>,
     pulse: Pulse,
+    told: Calls,
 }
 
 #[derive(Debug)]
@@ -149,6 +151,12 @@ impl Mux {
         state.wake();
     }
 
+    /// Calls it when all that waits now is sent.
+    pub fn when_told(&self, told: Told) {
+        self.0.told.push(told);
+        self.0.lock().wake();
+    }
+
     /// Life and round trip.
     pub fn pulse(&self) -> &Pulse {
         &self.0.pulse
@@ -192,6 +200,7 @@ pub fn start<S: AsyncRead + AsyncWrite + Unpin>(socket: Socket<S>, side: Side, m
             driver: None,
         }),
         pulse: Pulse::new(),
+        told: Calls::default(),
     });
     let driver = Driver {
         shared: Arc::clone(&shared),
@@ -455,6 +464,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 }
             }
             let Some(message) = self.next_message(cx) else {
+                self.shared.told.call();
                 return Ok(());
             };
             if let Err(error) = self.socket.start_send(message) {

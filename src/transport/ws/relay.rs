@@ -16,6 +16,7 @@ use super::socket::Socket;
 use super::streams::Side;
 use super::{READY_PATH, TUNING};
 use crate::transport::http1::{Connection, Pool};
+use crate::transport::told::Told;
 use crate::transport::{Body, Ending, Exchange, ExchangeError, Link, accept, empty, expect};
 
 /// The relay's handle to one bridge that is connected over WebSocket.
@@ -94,6 +95,10 @@ impl Link for WsLink {
 
     fn doubt(&self) {
         self.mux.doubt();
+    }
+
+    fn when_told(&self, told: Told) {
+        self.mux.when_told(told);
     }
 
     fn end(&self, ending: Ending) {

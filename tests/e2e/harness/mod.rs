@@ -21,6 +21,7 @@ pub(crate) mod relay;
 pub(crate) mod tls;
 pub(crate) mod tls_front;
 pub(crate) mod upstream;
+pub(crate) mod watch;
 
 use std::time::Duration;
 

@@ -1,0 +1,250 @@
+//! What is noted of one exchange, from its head to the last octet of its answer, and told once it is over: to the metrics, and in
+//! one line of the access log. [`line`] says how that line looks, [`log`] how it gets out.
+
+mod line;
+mod log;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use http::header::CONTENT_LENGTH;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body::Body;
+
+use self::line::Line;
+pub use self::log::Log;
+use super::Relay;
+use super::connection::Caller;
+use super::error::Error;
+use super::metrics::{Ended, Outcome, RouteClass, Transport};
+use super::proxies::Told;
+use super::registry::Session;
+use super::router::Target;
+use crate::transport::headers::X_REQUEST_ID;
+
+/// One exchange; dropping it is its end.
+#[derive(Debug)]
+pub struct Record {
+    relay: Arc<Relay>,
+    id: HeaderValue,
+    method: Method,
+    uri: Uri,
+    peer: HeaderValue,
+    told_peer: Option<IpAddr>,
+    route: RouteClass,
+    began: Instant,
+    first_byte: Option<Duration>,
+    user: Option<Arc<str>>,
+    session: Option<Arc<Session>>,
+    status: Option<StatusCode>,
+    refused: Option<Refused>,
+    upload: Arc<Upload>,
+    sent: u64,
+    /// Octets of the answer's body, if that is known.
+    length: Option<u64>,
+    end: End,
+}
+
+/// What the body of the request tells.
+#[derive(Debug, Default)]
+pub struct Upload {
+    /// Octets so far.
+    pub received: AtomicU64,
+    /// It is larger than allowed.
+    pub too_large: AtomicBool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Refused {
+    code: &'static str,
+    reason: Option<&'static str>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Nothing ended it yet: if it is dropped now, the caller left.
+    Open,
+    Whole,
+    Broken,
+}
+
+impl Record {
+    /// The exchange begins.
+    pub fn begin<B>(relay: &Arc<Relay>, caller: &Caller, target: &Target, request: &Request<B>) -> Self {
+        relay.metrics.begin();
+        let id = request.headers().get(X_REQUEST_ID).cloned();
+        Self {
+            relay: Arc::clone(relay),
+            id: id.unwrap_or_else(|| HeaderValue::from_static("-")),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            peer: caller.forwarded_for(),
+            told_peer: request.extensions().get::<Told>().map(|told| told.address),
+            route: RouteClass::of(&target.path_and_query),
+            began: Instant::now(),
+            first_byte: None,
+            user: None,
+            session: None,
+            status: None,
+            refused: None,
+            upload: Arc::default(),
+            sent: 0,
+            length: None,
+            end: End::Open,
+        }
+    }
+
+    /// Whose it is.
+    pub fn set_user(&mut self, user: &Arc<str>) {
+        self.user = Some(Arc::clone(user));
+    }
+
+    /// Which bridge it goes to.
+    pub fn set_session(&mut self, session: &Arc<Session>) {
+        self.session = Some(Arc::clone(session));
+    }
+
+    /// What the body of the request tells.
+    pub fn upload(&self) -> &Arc<Upload> {
+        &self.upload
+    }
+
+    /// The relay answers with an error of its own.
+    pub fn refuse(&mut self, error: &Error) {
+        let code = error.code.as_str();
+        self.relay.metrics.refuse(code);
+        self.relay.metrics.note_denial(error);
+        if self.relay.config.access_log.is_none() {
+            let told = self.told_peer.map(|address| address.to_string());
+            let peer = told.as_deref().unwrap_or_else(|| text(&self.peer));
+            error.tell(&self.id, peer, &self.method, self.uri.path());
+        }
+        self.refused = Some(Refused {
+            code,
+            reason: error.reason,
+        });
+    }
+
+    /// The head of the answer is there.
+    pub fn head<B: Body>(&mut self, response: &Response<B>) {
+        let status = response.status();
+        self.status = Some(status);
+        let bodiless = response.body().is_end_stream()
+            || self.method == Method::HEAD
+            || status.is_informational()
+            || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let length = response.headers().get(CONTENT_LENGTH);
+        self.length = if bodiless {
+            Some(0)
+        } else {
+            length.and_then(|length| length.to_str().ok()?.parse().ok())
+        };
+        if self.length == Some(0) {
+            self.first_byte = Some(self.began.elapsed());
+            self.end = End::Whole;
+        }
+    }
+
+    /// Octets of the answer's body go out.
+    pub fn send(&mut self, octets: usize) {
+        self.first_byte.get_or_insert_with(|| self.began.elapsed());
+        self.sent += octets as u64;
+        self.relay.metrics.sent(octets);
+        if self.length == Some(self.sent) {
+            self.end = End::Whole;
+        }
+    }
+
+    /// The answer is whole.
+    pub fn finish(&mut self) {
+        self.first_byte.get_or_insert_with(|| self.began.elapsed());
+        self.end = End::Whole;
+    }
+
+    /// The answer breaks off.
+    pub fn break_off(&mut self) {
+        self.end = End::Broken;
+    }
+
+    fn outcome(&self) -> Outcome {
+        let end = match self.end {
+            // Who ends the relay at once breaks what is under way.
+            End::Open if self.relay.shutdown.end_token().is_cancelled() => End::Broken,
+            end => end,
+        };
+        match (end, self.status) {
+            _ if self.refused.is_some() => Outcome::Refused,
+            (End::Open, _) => Outcome::Cancelled,
+            (End::Broken, _) => Outcome::Broken,
+            (End::Whole, Some(status)) if status.is_server_error() => Outcome::UpstreamError,
+            (End::Whole, Some(status)) if status.is_client_error() => Outcome::ClientError,
+            (End::Whole, _) => Outcome::Ok,
+        }
+    }
+
+    fn log(&self, log: &Log, outcome: Outcome, total: Duration) {
+        let bridge = self.session.as_deref();
+        let told = self.told_peer.map(|address| address.to_string());
+        let line = Line {
+            id: text(&self.id),
+            peer: told.as_deref().unwrap_or_else(|| text(&self.peer)),
+            user: self.user.as_deref(),
+            bridge: bridge.map(|session| session.identity.name.as_str()),
+            transport: bridge.map(|session| session.transport),
+            method: self.method.as_str(),
+            path: self.uri.path(),
+            status: self.status.map(|status| status.as_u16()),
+            code: self.refused.map(|refused| refused.code),
+            reason: self.refused.and_then(|refused| refused.reason),
+            received: self.upload.received.load(Ordering::Relaxed),
+            sent: self.sent,
+            first_byte: self.first_byte,
+            total,
+            outcome: match outcome {
+                Outcome::Cancelled => "cancelled",
+                Outcome::Broken => "broken",
+                Outcome::Refused => "refused",
+                _ => "done",
+            },
+        };
+        log.write(&line);
+    }
+
+    /// Notes how long it takes until the bridge knows.
+    fn time_cancel(&self, transport: Transport) {
+        let Some(session) = &self.session else {
+            return;
+        };
+        let left = Instant::now();
+        let relay = Arc::clone(&self.relay);
+        session
+            .link()
+            .when_told(Box::new(move || relay.metrics.told(transport, left.elapsed())));
+    }
+}
+
+fn text(value: &HeaderValue) -> &str {
+    value.to_str().unwrap_or("-")
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let (outcome, total) = (self.outcome(), self.began.elapsed());
+        let transport = Transport::of(self.session.as_deref());
+        self.relay.metrics.end(&Ended {
+            route: self.route,
+            transport,
+            outcome,
+            first_byte: self.first_byte,
+            total,
+        });
+        if let Some(log) = &self.relay.config.access_log {
+            self.log(log, outcome, total);
+        }
+        if outcome == Outcome::Cancelled {
+            self.time_cancel(transport);
+        }
+    }
+}

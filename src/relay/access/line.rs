@@ -1,0 +1,220 @@
+//! How a line of the access log looks: as the rest of the log does, as text for people or as JSON. Pure.
+
+use std::io::Write;
+use std::time::{Duration, SystemTime};
+
+/// A longer path is cut, octets.
+const LONGEST_PATH: usize = 1024;
+
+/// What a line tells. What is not there is left out.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Line<'a> {
+    pub(super) id: &'a str,
+    pub(super) peer: &'a str,
+    pub(super) user: Option<&'a str>,
+    pub(super) bridge: Option<&'a str>,
+    pub(super) transport: Option<&'static str>,
+    pub(super) method: &'a str,
+    /// Without a query.
+    pub(super) path: &'a str,
+    pub(super) status: Option<u16>,
+    pub(super) code: Option<&'static str>,
+    pub(super) reason: Option<&'static str>,
+    pub(super) received: u64,
+    pub(super) sent: u64,
+    pub(super) first_byte: Option<Duration>,
+    pub(super) total: Duration,
+    pub(super) outcome: &'static str,
+}
+
+/// Writes the fields of a line one after the other.
+trait Fields {
+    fn text(&mut self, name: &str, value: &str);
+    fn number(&mut self, name: &str, value: u64);
+    fn time(&mut self, name: &str, value: Duration);
+
+    fn maybe(&mut self, name: &str, value: Option<&str>) {
+        if let Some(value) = value {
+            self.text(name, value);
+        }
+    }
+}
+
+impl Line<'_> {
+    /// As text.
+    pub(super) fn pretty(&self, at: SystemTime, out: &mut Vec<u8>) {
+        // Writing into memory has no way to fail, here and below.
+        let _ = write!(out, "{}  INFO request", humantime::format_rfc3339_micros(at));
+        self.write(&mut Pretty(out));
+        out.push(b'\n');
+    }
+
+    /// As JSON, in the shape that the rest of the log has.
+    pub(super) fn json(&self, at: SystemTime, out: &mut Vec<u8>) {
+        let at = humantime::format_rfc3339_micros(at);
+        let _ = write!(
+            out,
+            r#"{{"timestamp":"{at}","level":"INFO","fields":{{"message":"request""#
+        );
+        self.write(&mut Json(out));
+        out.extend_from_slice(b"},\"target\":\"tunnel::access\"}\n");
+    }
+
+    fn write(&self, fields: &mut impl Fields) {
+        fields.text("id", self.id);
+        fields.text("peer", self.peer);
+        fields.maybe("user", self.user);
+        fields.maybe("bridge", self.bridge);
+        fields.maybe("transport", self.transport);
+        fields.text("method", self.method);
+        fields.text("path", short(self.path));
+        if let Some(status) = self.status {
+            fields.number("status", status.into());
+        }
+        fields.maybe("code", self.code);
+        fields.maybe("reason", self.reason);
+        fields.number("bytes_in", self.received);
+        fields.number("bytes_out", self.sent);
+        if let Some(time) = self.first_byte {
+            fields.time("first_byte_ms", time);
+        }
+        fields.time("total_ms", self.total);
+        fields.text("outcome", self.outcome);
+    }
+}
+
+fn short(path: &str) -> &str {
+    let mut end = path.len().min(LONGEST_PATH);
+    while !path.is_char_boundary(end) {
+        end -= 1;
+    }
+    &path[..end]
+}
+
+fn write_ms(out: &mut Vec<u8>, time: Duration) {
+    let us = time.as_micros();
+    let _ = write!(out, "{}.{:03}", us / 1000, us % 1000);
+}
+
+struct Pretty<'a>(&'a mut Vec<u8>);
+
+impl Pretty<'_> {
+    fn name(&mut self, name: &str) {
+        self.0.push(b' ');
+        self.0.extend_from_slice(name.as_bytes());
+        self.0.push(b'=');
+    }
+}
+
+impl Fields for Pretty<'_> {
+    fn text(&mut self, name: &str, value: &str) {
+        self.name(name);
+        let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\' | b'=');
+        if !value.is_empty() && value.bytes().all(plain) {
+            self.0.extend_from_slice(value.as_bytes());
+        } else {
+            let _ = write!(self.0, "{value:?}");
+        }
+    }
+
+    fn number(&mut self, name: &str, value: u64) {
+        self.name(name);
+        let _ = write!(self.0, "{value}");
+    }
+
+    fn time(&mut self, name: &str, value: Duration) {
+        self.name(name);
+        write_ms(self.0, value);
+    }
+}
+
+struct Json<'a>(&'a mut Vec<u8>);
+
+impl Json<'_> {
+    fn name(&mut self, name: &str) {
+        self.0.extend_from_slice(b",\"");
+        self.0.extend_from_slice(name.as_bytes());
+        self.0.extend_from_slice(b"\":");
+    }
+}
+
+impl Fields for Json<'_> {
+    fn text(&mut self, name: &str, value: &str) {
+        self.name(name);
+        let _ = serde_json::to_writer(&mut *self.0, value);
+    }
+
+    fn number(&mut self, name: &str, value: u64) {
+        self.name(name);
+        let _ = write!(self.0, "{value}");
+    }
+
+    fn time(&mut self, name: &str, value: Duration) {
+        self.name(name);
+        write_ms(self.0, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    fn line(path: &str) -> Line<'_> {
+        Line {
+            id: "0a-1",
+            peer: "::1",
+            user: Some("ann o'neil"),
+            bridge: None,
+            transport: None,
+            method: "POST",
+            path,
+            status: Some(503),
+            code: Some("no_bridge"),
+            reason: None,
+            received: 2,
+            sent: 80,
+            first_byte: None,
+            total: Duration::from_micros(1_002_003),
+            outcome: "refused",
+        }
+    }
+
+    fn pretty(line: &Line<'_>) -> String {
+        let mut out = Vec::new();
+        line.pretty(UNIX_EPOCH, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_line_is_text_or_json() {
+        assert_eq!(
+            pretty(&line("/api/chat")),
+            "1970-01-01T00:00:00.000000Z  INFO request id=0a-1 peer=::1 user=\"ann o'neil\" method=POST path=/api/chat \
+             status=503 code=no_bridge bytes_in=2 bytes_out=80 total_ms=1002.003 outcome=refused\n"
+        );
+        let mut out = Vec::new();
+        line("/a\"b").json(UNIX_EPOCH, &mut out);
+        let json: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(json["fields"]["path"], "/a\"b");
+        assert_eq!(json["fields"]["user"], "ann o'neil");
+        assert_eq!(json["fields"]["total_ms"], 1002.003);
+        assert_eq!(
+            (&json["level"], &json["target"]),
+            (&"INFO".into(), &"tunnel::access".into())
+        );
+    }
+
+    #[test]
+    fn nothing_in_a_line_makes_another_line_or_field() {
+        let text = pretty(&line("/a\nb \u{1b}[1m\" status=200"));
+        assert_eq!(text.lines().count(), 1);
+        assert!(
+            text.contains(r#"path="/a\nb \u{1b}[1m\" status=200" status=503"#),
+            "{text}"
+        );
+        let long = format!("/{}", "ü".repeat(2000));
+        assert!(pretty(&line(&long)).len() < LONGEST_PATH + 300);
+    }
+}
