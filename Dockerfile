@@ -15,5 +15,7 @@ USER 65532:65532
 ENV TUNNEL_DATA_DIR=/data TUNNEL_STATE_DIR=/data
 VOLUME /data
 EXPOSE 8080
+# Of a relay; a bridge needs none.
+HEALTHCHECK --interval=30s --timeout=15s --start-period=5s CMD ["/tunnel", "probe", "--health", "--timeout", "10s"]
 ENTRYPOINT ["/tunnel"]
 CMD ["relay", "--listen", "0.0.0.0:8080"]

@@ -221,7 +221,8 @@ fn tls(origin: &Origin, through_proxy: bool, dialed: &Result<Stream, DialError>)
     };
     let left = facts.not_after.duration_since(SystemTime::now()).unwrap_or_default();
     let days = left.as_secs() / DAY;
-    let seen = format!("{}, certificate by {} ends in {days} days", facts.version, facts.issuer);
+    let (version, issuer, chain) = (facts.version, &facts.issuer, facts.chain);
+    let seen = format!("{version}, certificate by {issuer}, chain of {chain}, ends in {days} days");
     let verdict = if left < RENEWED {
         Verdict::warn(
             seen,
