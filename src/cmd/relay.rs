@@ -16,7 +16,7 @@ use super::service::{self, LevelArgs};
 use super::watch::{self, WatchArgs};
 use super::{Failure, demo, duration, print, size, tell};
 use crate::platform::raise_open_files;
-use crate::platform::service::passed_sockets;
+use crate::platform::service::{Hangups, passed_sockets};
 use crate::relay::auth::Scopes;
 use crate::relay::config::{Config, Limits, Transports};
 use crate::relay::rate::Rate;
@@ -323,6 +323,7 @@ fn serve(args: Args) -> Result<(), Failure> {
         tokio::spawn(shutdown.clone().on_signals_leave(STOPPING));
         // It listens for signals before anybody is told that the relay is there.
         tokio::task::yield_now().await;
+        let hangups = Hangups::listen();
         let (tokens, made) = args.secret.tokens()?;
         let edge = &args.edge;
         let sockets = service::sockets(passed, args.listen, edge.http_listen(), edge.is_tls()).await?;
@@ -331,7 +332,7 @@ fn serve(args: Args) -> Result<(), Failure> {
         let metrics = args.watch.listen().await?;
         let relay = Relay::new(config, tokens, shutdown);
         watch::show(metrics, &relay);
-        tokio::spawn(service::attend(Arc::clone(&relay), args.secret, args.level));
+        tokio::spawn(service::attend(Arc::clone(&relay), hangups, args.secret, args.level));
         relay::serve(sockets, Arc::clone(&relay)).await;
         watch::finish(&relay);
         Ok(())

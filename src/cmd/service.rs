@@ -93,8 +93,7 @@ async fn listen_http(address: Option<SocketAddr>) -> Result<Option<TcpListener>,
 }
 
 /// Tells the manager how the relay is, and reads again what SIGHUP asks for; for as long as the process lives.
-pub(super) async fn attend(relay: Arc<Relay>, secret: SecretArgs, level: LevelArgs) {
-    let mut hangups = Hangups::listen();
+pub(super) async fn attend(relay: Arc<Relay>, mut hangups: Hangups, secret: SecretArgs, level: LevelArgs) {
     // Twice in the time after which it would be taken for dead.
     let pulse = watchdog().map(|time| time / 2);
     let mut stopping = false;
