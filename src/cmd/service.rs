@@ -101,9 +101,13 @@ pub(super) async fn attend(relay: Arc<Relay>, mut hangups: Hangups, secret: Secr
     loop {
         tokio::select! {
             () = hangups.next() => {
-                say(Word::Reloading);
+                if !stopping {
+                    say(Word::Reloading);
+                }
                 reload(&relay, &secret, &level).await;
-                say(Word::Ready);
+                if !stopping {
+                    say(Word::Ready);
+                }
             }
             () = tokio::time::sleep(pulse.unwrap_or(Duration::MAX)), if pulse.is_some() => say(Word::Alive),
             () = relay.shutdown.leaving(), if !stopping => {

@@ -99,7 +99,8 @@ async fn ask(
     request: Request<Incoming>,
     record: &mut Record,
 ) -> Result<Answered, Error> {
-    if caller.came_late() {
+    // A proxy may mix a bridge's requests and callers' on one connection.
+    if caller.came_late() || (caller.is_bridge() && relay.shutdown.is_draining()) {
         return Err(stopping());
     }
     let identity = auth::caller(&relay.tokens, request.headers())?;

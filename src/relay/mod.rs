@@ -319,6 +319,8 @@ async fn respond(
         Route::Bridges => own::bridges(relay, headers).await,
         Route::Bridge => session::upgrade(relay, request),
         Route::Polling(asked) => {
+            // Only who may be one: a drain treats a bridge's connection otherwise.
+            auth::bridge(&relay.tokens, headers, None)?;
             caller.set_bridge();
             polling::answer(relay, asked, request).await
         }

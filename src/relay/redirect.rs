@@ -1,6 +1,6 @@
 //! The port for plain HTTP of a relay that does TLS: answers the CA, and sends everybody else to `https://`.
 
-use http::header::{CONTENT_TYPE, HOST, LOCATION};
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, LOCATION};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 
@@ -19,7 +19,7 @@ pub fn answer<B>(relay: &Relay, request: &Request<B>) -> Response<Body> {
     {
         return text(StatusCode::OK, "application/octet-stream", answer);
     }
-    match target(relay, request) {
+    let mut response = match target(relay, request) {
         Some(target) => {
             let mut response = Response::new(empty());
             *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
@@ -31,7 +31,12 @@ pub fn answer<B>(relay: &Relay, request: &Request<B>) -> Response<Body> {
             "text/plain; charset=utf-8",
             "the request names no host that could be sent on to https\n".to_owned(),
         ),
-    }
+    };
+    // Nobody keeps a place here that a CA may need.
+    response
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// The same with `https://`: at the public URL where there is one, else at the host that the request names.

@@ -136,9 +136,8 @@ async fn a_certificate_is_got_by_plain_http_where_only_that_port_is_seen() {
     let mut caller = Caller::connect_tls(ports.tls, NAME, &tls, "").await;
     assert_eq!(caller.get("/healthz").await.status(), 200);
     // Everybody else is sent on.
-    let mut plain = Caller::connect(ports.http, "").await;
     for path in ["/api/tags?x=1", "/.well-known/acme-challenge/unknown"] {
-        let response = plain.get(path).await;
+        let response = Caller::connect(ports.http, "").await.get(path).await;
         assert_eq!(response.status(), 308);
         let expected = format!("https://127.0.0.1:{}{path}", ports.tls.port());
         assert_eq!(response.headers()["location"], expected.as_str());

@@ -115,7 +115,6 @@ async fn the_public_url_is_where_everybody_is_sent() {
 #[tokio::test]
 async fn the_port_for_plain_http_serves_nothing_else_and_closes_first() {
     let (relay, http) = with_redirects(|_| {}).await;
-    let mut caller = Caller::connect(http, &relay.token("ann")).await;
     for path in [
         "/healthz",
         "/api/bridge",
@@ -123,8 +122,9 @@ async fn the_port_for_plain_http_serves_nothing_else_and_closes_first() {
         "/ws/tunnel",
         "/.well-known/acme-challenge/",
     ] {
-        let response = caller.get(path).await;
+        let response = Caller::connect(http, &relay.token("ann")).await.get(path).await;
         assert_eq!(response.status(), 308, "{path}");
+        assert_eq!(response.headers()["connection"], "close");
         assert!(!response.headers().contains_key("strict-transport-security"));
         assert_eq!(text(response).await, "");
     }

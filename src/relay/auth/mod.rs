@@ -29,7 +29,9 @@ pub struct Identity {
     pub expires: Option<u64>,
     /// The secret that signed the credential.
     pub key: KeyId,
-    /// The credential among others of this process; says nothing of the credential itself.
+    /// The credential's own id (`jti`), which renewal keeps.
+    pub id: Option<Arc<str>>,
+    /// The credential, and those it was renewed to, among others of this process; says nothing of the credential itself.
     pub credential: u64,
 }
 

@@ -126,18 +126,22 @@ impl Tokens {
     /// # Errors
     /// [`IssueError`] for a name that cannot be one.
     pub fn issue(&self, user: &str, scopes: Scopes, life: Option<Duration>) -> Result<Secret, IssueError> {
+        let mut id = [0; 12];
+        rand::fill(&mut id).map_err(|_| IssueError::Signing)?;
+        self.sign(user, scopes, life, URL_SAFE_NO_PAD.encode(id))
+    }
+
+    fn sign(&self, user: &str, scopes: Scopes, life: Option<Duration>, id: String) -> Result<Secret, IssueError> {
         if !is_user(user) {
             return Err(IssueError::BadUser);
         }
-        let mut id = [0; 12];
-        rand::fill(&mut id).map_err(|_| IssueError::Signing)?;
         let now = now();
         let claims = Claims {
             sub: user.to_owned(),
             iat: Some(now),
             nbf: None,
             exp: life.map(|life| now.saturating_add(life.as_secs())),
-            jti: Some(URL_SAFE_NO_PAD.encode(id)),
+            jti: Some(id),
             scope: Some(scopes.to_string()),
         };
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.keys.borrow().signing)
@@ -145,7 +149,7 @@ impl Tokens {
             .map_err(|_| IssueError::Signing)
     }
 
-    /// A fresh token of the same user, scope and length.
+    /// A fresh token of the same user, scope, length and id: whatever holds for the one holds for the other.
     ///
     /// # Errors
     /// As for [`Tokens::issue`].
@@ -153,7 +157,10 @@ impl Tokens {
         let life = identity
             .expires
             .map(|end| Duration::from_secs(end.saturating_sub(identity.issued.unwrap_or_else(now)).max(1)));
-        let token = self.issue(&identity.user, identity.scopes, life)?;
+        let token = match &identity.id {
+            Some(id) => self.sign(&identity.user, identity.scopes, life, id.to_string())?,
+            None => self.issue(&identity.user, identity.scopes, life)?,
+        };
         Ok((token, life.map(|life| now().saturating_add(life.as_secs()))))
     }
 
@@ -198,12 +205,16 @@ impl Tokens {
             return Err(Denied::NoUser);
         }
         Ok(Identity {
-            user: claims.sub.into(),
             scopes: Scopes::parse(claims.scope.as_deref()),
             issued: claims.iat,
             expires: claims.exp,
             key,
-            credential: self.credentials.hash_one(token),
+            credential: match &claims.jti {
+                Some(id) => self.credentials.hash_one((&claims.sub, id)),
+                None => self.credentials.hash_one(token),
+            },
+            id: claims.jti.map(Into::into),
+            user: claims.sub.into(),
         })
     }
 
@@ -266,6 +277,17 @@ mod tests {
         let key = hmac::Key::new(hmac::HMAC_SHA256, &[7; 32]);
         let signature = URL_SAFE_NO_PAD.encode(hmac::sign(&key, text.as_bytes()));
         format!("{text}.{signature}")
+    }
+
+    #[test]
+    fn a_renewed_token_is_the_same_credential_and_another_one_is_not() {
+        let tokens = tokens();
+        let issue = || tokens.issue("ann", BOTH, Some(Duration::from_secs(60))).unwrap();
+        let identity = tokens.verify(issue().expose()).unwrap();
+        let (renewed, _) = tokens.renew(&identity).unwrap();
+        let renewed = tokens.verify(renewed.expose()).unwrap();
+        assert_eq!((&renewed.id, renewed.credential), (&identity.id, identity.credential));
+        assert_ne!(tokens.verify(issue().expose()).unwrap().credential, identity.credential);
     }
 
     #[test]

@@ -129,9 +129,16 @@ impl Acme {
             until(due).await;
             // In a box: for months there is nothing but waiting.
             due = match Box::pin(self.obtain(certificates, &mut proofs)).await {
-                Ok(due) => {
+                Ok(due) if due > SystemTime::now() => {
                     failures = 0;
                     due.max(SystemTime::now() + self.settings.retry.first)
+                }
+                Ok(_) => {
+                    // Asked again and again, a CA refuses the name for days.
+                    let wait = self.wait(failures);
+                    failures += 1;
+                    tracing::warn!("the fresh certificate is due for renewal already; is this computer's clock right?");
+                    SystemTime::now() + wait
                 }
                 Err(error) => {
                     let wait = self.wait(failures);

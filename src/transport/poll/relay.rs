@@ -416,7 +416,9 @@ impl Link for PollLink {
     }
 
     fn when_told(&self, told: Told) {
-        if self.0.lock().queue.has_cancelled() {
+        // Held until it is noted: who takes the cancels tells of them under the same lock.
+        let state = self.0.lock();
+        if state.queue.has_cancelled() {
             self.0.told.push(told);
         }
     }
