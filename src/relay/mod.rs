@@ -24,6 +24,7 @@ pub mod redirect;
 pub mod registry;
 pub mod router;
 pub mod session;
+pub mod store;
 pub mod tls;
 
 use std::convert::Infallible;

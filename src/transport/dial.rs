@@ -6,7 +6,7 @@ mod http;
 mod proxy;
 mod resolve;
 mod socks;
-mod trust;
+pub mod trust;
 mod url;
 
 use std::io;

@@ -45,6 +45,8 @@ mod rotation;
 mod semantics;
 mod shipped;
 mod shipped_ws;
+#[cfg(target_os = "linux")]
+mod store;
 mod streaming;
 mod switching;
 mod tls;

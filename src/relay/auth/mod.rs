@@ -1,6 +1,7 @@
 //! Who is asking: finds the credential of a request and turns it into an identity. `tokens` issues and verifies with the secrets
 //! in `keys`.
 
+pub mod denials;
 pub mod keys;
 pub mod tokens;
 
@@ -13,6 +14,7 @@ use http::header::AUTHORIZATION;
 
 use super::error::{Code, Error};
 use crate::transport::headers::X_API_KEY;
+use denials::Denial;
 use keys::KeyId;
 use tokens::{Denied, Tokens};
 
@@ -29,8 +31,8 @@ pub struct Identity {
     pub expires: Option<u64>,
     /// The secret that signed the credential.
     pub key: KeyId,
-    /// The credential's own id (`jti`), which renewal keeps.
-    pub id: Option<Arc<str>>,
+    /// The credential's own id (`jti`), which renewal keeps; made of the credential itself, where it says none.
+    pub id: Arc<str>,
     /// The credential, and those it was renewed to, among others of this process; says nothing of the credential itself.
     pub credential: u64,
 }
@@ -122,12 +124,25 @@ pub fn identify(tokens: &Tokens, token: Option<&str>) -> Result<Identity, Error>
             Err(denied) => denied,
         },
     };
+    let because = |code, detail| Err(Error::new(code, detail).because(denied.as_str()));
     let detail = match denied {
+        Denied::Held(Denial::Disabled) => {
+            return because(
+                Code::Forbidden,
+                "this user is not let in for now; ask the operator of the relay",
+            );
+        }
+        Denied::NotKnownYet => {
+            return because(
+                Code::Overloaded,
+                "the relay has just started and cannot reach its database yet; try again in a moment",
+            );
+        }
         Denied::Missing => "a token is needed: send it as 'Authorization: Bearer TOKEN'",
         Denied::Expired => "this token has expired; ask the operator of the relay for a new one",
         _ => "this token is not accepted; ask the operator of the relay for a new one",
     };
-    Err(Error::new(Code::Unauthorized, detail).because(denied.as_str()))
+    because(Code::Unauthorized, detail)
 }
 
 /// The one credential of a request: `Authorization: Bearer`, `x-api-key`, or the password of `Authorization: Basic`.

@@ -6,13 +6,14 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use aws_lc_rs::{hmac, rand};
+use aws_lc_rs::{digest, hmac, rand};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, Header, Validation};
 use tokio::sync::watch;
 
+use super::denials::{Denial, Denials};
 use super::keys::{BridgeKey, Keys};
 use super::{Identity, Scopes};
 use crate::token::{Claims, Secret};
@@ -21,6 +22,8 @@ use crate::token::{Claims, Secret};
 const LONGEST: usize = 8 * 1024;
 /// Verified tokens that are remembered.
 const REMEMBERED: usize = 4096;
+/// The longest id of a token, octets.
+const LONGEST_ID: usize = 128;
 /// The longest name of a user, octets.
 const LONGEST_USER: usize = 256;
 
@@ -43,6 +46,10 @@ pub enum Denied {
     NotYetValid,
     /// It names no user, or none that could be one.
     NoUser,
+    /// Something is held against it or its user.
+    Held(Denial),
+    /// What is held against whom is not known yet.
+    NotKnownYet,
 }
 
 impl Denied {
@@ -57,6 +64,10 @@ impl Denied {
             Self::Expired => "token expired",
             Self::NotYetValid => "token not yet valid",
             Self::NoUser => "token without a proper user",
+            Self::Held(Denial::Revoked) => "token revoked",
+            Self::Held(Denial::Disabled) => "user disabled",
+            Self::Held(Denial::Deleted) => "user deleted",
+            Self::NotKnownYet => "the store is not there yet",
         }
     }
 }
@@ -72,12 +83,38 @@ pub enum IssueError {
     Signing,
 }
 
+/// What decides on a token besides what stands in it.
+#[derive(Clone)]
+struct Rules {
+    keys: Arc<Keys>,
+    /// None as long as it is not known.
+    denials: Option<Arc<Denials>>,
+}
+
+impl Rules {
+    fn allow(&self, identity: &Identity) -> Result<(), Denied> {
+        if !self.keys.accept(identity.key) {
+            return Err(Denied::Signature);
+        }
+        let denials = self.denials.as_ref().ok_or(Denied::NotKnownYet)?;
+        denials.of(identity).map_or(Ok(()), |denial| Err(Denied::Held(denial)))
+    }
+}
+
+/// A token that was looked at before.
+struct Verified {
+    identity: Identity,
+    /// When it was used last, and which use was told; seconds since 1970.
+    used: u64,
+    told: u64,
+}
+
 /// Issues and verifies tokens.
 pub struct Tokens {
-    keys: watch::Sender<Arc<Keys>>,
+    rules: watch::Sender<Rules>,
     validation: Validation,
     bridge_ids: hmac::Key,
-    verified: Mutex<HashMap<String, Identity>>,
+    verified: Mutex<HashMap<String, Verified>>,
     /// Keyed by the process: nobody can make two credentials look the same.
     credentials: RandomState,
 }
@@ -90,13 +127,17 @@ impl Tokens {
 
     /// Uses these secrets, and this key for the ids of bridges.
     pub fn with(keys: Keys, bridge_ids: &BridgeKey) -> Self {
+        let rules = Rules {
+            keys: Arc::new(keys),
+            denials: Some(Arc::default()),
+        };
         let mut validation = Validation::new(Algorithm::HS256);
         validation.required_spec_claims.clear();
         validation.validate_nbf = true;
         validation.validate_aud = false;
         validation.leeway = 0;
         Self {
-            keys: watch::Sender::new(Arc::new(keys)),
+            rules: watch::Sender::new(rules),
             validation,
             bridge_ids: bridge_ids.hmac(),
             verified: Mutex::default(),
@@ -106,19 +147,42 @@ impl Tokens {
 
     /// Uses these secrets from now on.
     pub fn replace(&self, keys: Keys) {
-        self.keys.send_replace(Arc::new(keys));
+        self.rules.send_modify(|rules| rules.keys = Arc::new(keys));
     }
 
-    /// Resolves when the secret that signed this credential is not accepted any more.
+    /// Denies these from now on; with none, everybody is put off until it is known whom to deny.
+    pub fn deny(&self, denials: Option<Denials>) {
+        self.rules.send_modify(|rules| rules.denials = denials.map(Arc::new));
+    }
+
+    /// Whether it is known whom to deny.
+    pub fn is_ready(&self) -> bool {
+        self.rules.borrow().denials.is_some()
+    }
+
+    /// Resolves when this credential is not accepted any more: its secret is not, it was revoked, or its user is not let in.
     pub async fn refused(&self, identity: &Identity) {
-        let mut keys = self.keys.subscribe();
+        let mut rules = self.rules.subscribe();
+        let refused = |rules: &Rules| !matches!(rules.allow(identity), Ok(()) | Err(Denied::NotKnownYet));
         // The sender is ours.
-        let _ = keys.wait_for(|keys| !keys.accept(identity.key)).await;
+        let _ = rules.wait_for(refused).await;
+    }
+
+    /// The credentials that were used since the last time this was asked, and when.
+    pub fn take_used(&self) -> Vec<(Identity, u64)> {
+        let mut verified = self.lock();
+        let fresh = verified.values_mut().filter(|one| one.used > one.told);
+        fresh
+            .map(|one| {
+                one.told = one.used;
+                (one.identity.clone(), one.used)
+            })
+            .collect()
     }
 
     /// Whether the credential was signed with the secret that signs now.
     pub fn is_current(&self, identity: &Identity) -> bool {
-        self.keys.borrow().sign_with(identity.key)
+        self.rules.borrow().keys.sign_with(identity.key)
     }
 
     /// Signs a token for the user that lives as long as given, or for ever.
@@ -144,9 +208,13 @@ impl Tokens {
             jti: Some(id),
             scope: Some(scopes.to_string()),
         };
-        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.keys.borrow().signing)
-            .map(|token| Secret::new(&token))
-            .map_err(|_| IssueError::Signing)
+        jsonwebtoken::encode(
+            &Header::new(Algorithm::HS256),
+            &claims,
+            &self.rules.borrow().keys.signing,
+        )
+        .map(|token| Secret::new(&token))
+        .map_err(|_| IssueError::Signing)
     }
 
     /// A fresh token of the same user, scope, length and id: whatever holds for the one holds for the other.
@@ -157,10 +225,7 @@ impl Tokens {
         let life = identity
             .expires
             .map(|end| Duration::from_secs(end.saturating_sub(identity.issued.unwrap_or_else(now)).max(1)));
-        let token = match &identity.id {
-            Some(id) => self.sign(&identity.user, identity.scopes, life, id.to_string())?,
-            None => self.issue(&identity.user, identity.scopes, life)?,
-        };
+        let token = self.sign(&identity.user, identity.scopes, life, identity.id.to_string())?;
         Ok((token, life.map(|life| now().saturating_add(life.as_secs()))))
     }
 
@@ -172,24 +237,35 @@ impl Tokens {
         if token.len() > LONGEST {
             return Err(Denied::TooLong);
         }
-        if let Some(identity) = self.lock().get(token) {
-            return match identity.expires {
-                _ if !self.keys.borrow().accept(identity.key) => Err(Denied::Signature),
-                Some(end) if end <= now() => Err(Denied::Expired),
-                _ => Ok(identity.clone()),
-            };
+        let now = now();
+        if let Some(known) = self.lock().get_mut(token) {
+            if known.identity.expires.is_some_and(|end| end <= now) {
+                return Err(Denied::Expired);
+            }
+            self.rules.borrow().allow(&known.identity)?;
+            known.used = now;
+            return Ok(known.identity.clone());
         }
         let identity = self.verify_signature(token)?;
+        self.rules.borrow().allow(&identity)?;
         let mut verified = self.lock();
+        if verified.len() >= REMEMBERED {
+            verified.retain(|_, one| one.used > one.told);
+        }
         if verified.len() >= REMEMBERED {
             verified.clear();
         }
-        verified.insert(token.to_owned(), identity.clone());
+        let known = Verified {
+            identity: identity.clone(),
+            used: now,
+            told: 0,
+        };
+        verified.insert(token.to_owned(), known);
         Ok(identity)
     }
 
     fn verify_signature(&self, token: &str) -> Result<Identity, Denied> {
-        let keys = Arc::clone(&self.keys.borrow());
+        let keys = Arc::clone(&self.rules.borrow().keys);
         let mut outcome = Err(Denied::Signature);
         for key in &keys.accepted {
             let decoded = jsonwebtoken::decode::<Claims>(token, &key.verifying, &self.validation);
@@ -204,16 +280,17 @@ impl Tokens {
         if !is_user(&claims.sub) {
             return Err(Denied::NoUser);
         }
+        let id = match claims.jti.filter(|id| is_id(id)) {
+            Some(id) => id.into(),
+            None => made_id(token),
+        };
         Ok(Identity {
             scopes: Scopes::parse(claims.scope.as_deref()),
             issued: claims.iat,
             expires: claims.exp,
             key,
-            credential: match &claims.jti {
-                Some(id) => self.credentials.hash_one((&claims.sub, id)),
-                None => self.credentials.hash_one(token),
-            },
-            id: claims.jti.map(Into::into),
+            credential: self.credentials.hash_one((&claims.sub, &id)),
+            id,
             user: claims.sub.into(),
         })
     }
@@ -228,7 +305,7 @@ impl Tokens {
         URL_SAFE_NO_PAD.encode(&context.sign().as_ref()[..15])
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Identity>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Verified>> {
         self.verified.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -251,8 +328,20 @@ fn denied(kind: &ErrorKind) -> Denied {
     }
 }
 
-fn is_user(name: &str) -> bool {
+/// Whether somebody may be called so.
+pub fn is_user(name: &str) -> bool {
     !name.is_empty() && name.len() <= LONGEST_USER && !name.chars().any(char::is_control)
+}
+
+/// Whether a token's own id is one that can be kept and shown.
+fn is_id(id: &str) -> bool {
+    (1..=LONGEST_ID).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// The id of a token that says none; nothing of the token can be learnt from it.
+fn made_id(token: &str) -> Arc<str> {
+    let hash = digest::digest(&digest::SHA256, token.as_bytes());
+    URL_SAFE_NO_PAD.encode(&hash.as_ref()[..12]).into()
 }
 
 /// Seconds since 1970.
@@ -346,8 +435,8 @@ mod tests {
         let tokens = tokens();
         let token = tokens.issue("ann", BOTH, None).unwrap();
         tokens.verify(token.expose()).unwrap();
-        for identity in tokens.lock().values_mut() {
-            identity.expires = Some(1);
+        for known in tokens.lock().values_mut() {
+            known.identity.expires = Some(1);
         }
         assert_eq!(tokens.verify(token.expose()), Err(Denied::Expired));
     }

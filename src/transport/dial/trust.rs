@@ -19,7 +19,10 @@ const LONGEST_NAME: usize = 100;
 const MOST_NAMES: usize = 3;
 
 /// Trusts the platform's roots, and those in `ca_file` besides.
-pub(super) fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, SetupError> {
+///
+/// # Errors
+/// When the file holds no certificates, or the platform has no roots.
+pub fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, SetupError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let extra = ca_file.map_or_else(|| Ok(Vec::new()), read_certificates)?;
     let verifier = Verifier::new_with_extra_roots(extra, Arc::clone(&provider))?;

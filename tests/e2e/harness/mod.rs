@@ -10,6 +10,8 @@ pub(crate) mod misbehaving;
 #[cfg(target_os = "linux")]
 pub(crate) mod pebble;
 #[cfg(target_os = "linux")]
+pub(crate) mod postgres;
+#[cfg(target_os = "linux")]
 pub(crate) mod probe;
 #[cfg(target_os = "linux")]
 pub(crate) mod process;

@@ -2,6 +2,7 @@
 //! tinyproxy as companies put them between a desktop and the world. None of them needs root or leaves anything behind.
 
 use std::fs::{self, OpenOptions};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
@@ -109,6 +110,11 @@ impl Program {
         format!("http://{USER}:{password}@{}", self.address)
     }
 
+    /// Ends it at once, and waits until it is gone.
+    pub(super) async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
     /// What it wrote to its log so far.
     pub(crate) fn said(&self) -> String {
         self.file(OUTPUT)
@@ -136,25 +142,15 @@ impl Program {
         let path = folder.path().join(OUTPUT);
         let output = OpenOptions::new().create(true).append(true).open(&path).unwrap();
         give(&path);
-        let paths = std::env::var("PATH").unwrap_or_default();
-        let mut command = Command::new(name);
+        let mut command = as_nobody(name);
         command
             .args(arguments)
             .current_dir(folder.path())
-            .env_clear()
-            .env("PATH", format!("{paths}:{SERVERS}"))
             .envs(variables.iter().copied())
-            .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
             .stderr(output)
             .kill_on_drop(true);
-        if is_root() {
-            command.uid(NOBODY).gid(NOBODY);
-        }
-        let child = command.spawn().unwrap_or_else(|error| {
-            let package = name.split('-').next().unwrap();
-            panic!("cannot start {name}: {error}; the package {package} has it, and tests/run installs it")
-        });
+        let child = command.spawn().unwrap_or_else(|error| not_there(name, &error));
         let mut program = Self {
             address,
             name,
@@ -294,6 +290,36 @@ fn is_root() -> bool {
 }
 
 /// A folder that the program may write to.
+/// A program with nobody's rights, wherever systems keep it.
+fn as_nobody(name: &str) -> Command {
+    let mut paths = format!("{}:{SERVERS}", std::env::var("PATH").unwrap_or_default());
+    for version in fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten() {
+        paths = format!("{paths}:{}/bin", version.path().display());
+    }
+    let mut command = Command::new(name);
+    command.env_clear().env("PATH", paths).stdin(Stdio::null());
+    if is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    command
+}
+
+fn not_there(name: &str, error: &io::Error) -> ! {
+    let package = name.split('-').next().unwrap_or_default();
+    panic!("cannot start {name}: {error}; the package {package} has it, and tests/run installs it")
+}
+
+/// Runs a program to its end.
+pub(super) async fn run_as_nobody(name: &str, folder: &Path, arguments: &[&str]) {
+    let output = as_nobody(name).args(arguments).current_dir(folder).output().await;
+    let output = output.unwrap_or_else(|error| not_there(name, &error));
+    assert!(
+        output.status.success(),
+        "{name}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
 pub(super) fn folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     give(folder.path());
@@ -307,7 +333,7 @@ pub(super) fn write(folder: &Path, name: &str, text: &str) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-fn give(path: &Path) {
+pub(super) fn give(path: &Path) {
     if is_root() {
         chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
     }

@@ -1,0 +1,340 @@
+//! What was used, by user, token, bridge, model and hour; and what is written along with it: when tokens were last used, and which
+//! bridges are here.
+
+use super::driver::{Row, Statement, Value};
+use super::{Store, StoreError, now};
+
+/// The longest list of usage.
+pub const MOST_ROWS: u64 = 10_000;
+/// For so long after a user was deleted, seconds, what was still under way is not written down.
+const LATE: i64 = 30;
+/// How long the marks of relays that are not there any more are kept, seconds.
+const WRITER_LIFE: i64 = 30 * 24 * 3600;
+
+const MARK: &str = "INSERT INTO writers (id, batch, seen) VALUES ($1, $2, $3) ON CONFLICT (id) DO UPDATE \
+    SET batch = excluded.batch, seen = excluded.seen WHERE writers.batch < excluded.batch";
+const SEE_USER: &str = "INSERT INTO users (name, first_seen) SELECT CAST($1 AS text), CAST($2 AS bigint) \
+    WHERE NOT EXISTS (SELECT 1 FROM users WHERE name = $1) ON CONFLICT (name) DO NOTHING";
+const SEE_TOKEN: &str = "INSERT INTO tokens (id, user_name, scopes, issued, expires, last_used) \
+    SELECT CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), CAST($4 AS bigint), CAST($5 AS bigint), CAST($6 AS bigint) \
+    WHERE NOT EXISTS (SELECT 1 FROM users WHERE name = $2 AND deleted >= COALESCE($4, 0)) \
+    ON CONFLICT (id) DO UPDATE SET last_used = excluded.last_used, expires = CASE \
+    WHEN tokens.expires IS NULL OR excluded.expires IS NULL THEN NULL \
+    WHEN excluded.expires > tokens.expires THEN excluded.expires ELSE tokens.expires END";
+const SEE_BRIDGE: &str = "INSERT INTO bridges \
+    (id, user_name, client_id, name, platform, version, transport, first_seen, last_seen, gone) \
+    SELECT CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), CAST($4 AS text), CAST($5 AS text), CAST($6 AS text), \
+    CAST($7 AS text), CAST($8 AS bigint), CAST($8 AS bigint), CAST($9 AS bigint) \
+    WHERE NOT EXISTS (SELECT 1 FROM users WHERE name = $2 AND deleted > $10) \
+    ON CONFLICT (id) DO UPDATE SET name = excluded.name, platform = excluded.platform, version = excluded.version, \
+    client_id = excluded.client_id, transport = excluded.transport, last_seen = excluded.last_seen, gone = excluded.gone";
+const ADD: &str = "INSERT INTO usage (hour, user_name, token_id, bridge_id, model, exchanges, errors, cancelled, received, sent, \
+    prompts_counted, prompt_tokens, completions_counted, completion_tokens, answered, first_byte_us, total_us) \
+    SELECT CAST($1 AS bigint), CAST($2 AS text), CAST($3 AS text), CAST($4 AS text), CAST($5 AS text), CAST($6 AS bigint), \
+    CAST($7 AS bigint), CAST($8 AS bigint), CAST($9 AS bigint), CAST($10 AS bigint), CAST($11 AS bigint), \
+    CAST($12 AS bigint), CAST($13 AS bigint), CAST($14 AS bigint), CAST($15 AS bigint), CAST($16 AS bigint), \
+    CAST($17 AS bigint) \
+    WHERE NOT EXISTS (SELECT 1 FROM users WHERE name = $2 AND deleted > $18) \
+    ON CONFLICT (hour, user_name, token_id, bridge_id, model) DO UPDATE SET \
+    exchanges = usage.exchanges + excluded.exchanges, errors = usage.errors + excluded.errors, \
+    cancelled = usage.cancelled + excluded.cancelled, received = usage.received + excluded.received, \
+    sent = usage.sent + excluded.sent, prompts_counted = usage.prompts_counted + excluded.prompts_counted, \
+    prompt_tokens = usage.prompt_tokens + excluded.prompt_tokens, \
+    completions_counted = usage.completions_counted + excluded.completions_counted, \
+    completion_tokens = usage.completion_tokens + excluded.completion_tokens, \
+    answered = usage.answered + excluded.answered, first_byte_us = usage.first_byte_us + excluded.first_byte_us, \
+    total_us = usage.total_us + excluded.total_us";
+const USAGE: &str = "SELECT (hour / $1) * $1, token_id, \
+    (SELECT label FROM tokens WHERE tokens.id = usage.token_id), bridge_id, \
+    (SELECT name FROM bridges WHERE bridges.id = usage.bridge_id), model, \
+    CAST(sum(exchanges) AS bigint), CAST(sum(errors) AS bigint), CAST(sum(cancelled) AS bigint), \
+    CAST(sum(received) AS bigint), CAST(sum(sent) AS bigint), CAST(sum(prompts_counted) AS bigint), \
+    CAST(sum(prompt_tokens) AS bigint), CAST(sum(completions_counted) AS bigint), \
+    CAST(sum(completion_tokens) AS bigint), CAST(sum(answered) AS bigint), CAST(sum(first_byte_us) AS bigint), \
+    CAST(sum(total_us) AS bigint) \
+    FROM usage WHERE user_name = $2 AND hour >= $3 AND hour < $4 \
+    GROUP BY 1, token_id, bridge_id, model ORDER BY 1, token_id, bridge_id, model LIMIT $5";
+const PRUNE_USAGE: &str = "DELETE FROM usage WHERE hour < $1";
+const PRUNE_TOKENS: &str = "DELETE FROM tokens WHERE expires < $1";
+const PRUNE_BRIDGES: &str = "DELETE FROM bridges WHERE last_seen < $1";
+const PRUNE_WRITERS: &str = "DELETE FROM writers WHERE seen < $1";
+
+/// Whose exchanges are added up.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    /// When it began, seconds since 1970.
+    pub hour: u64,
+    /// The user.
+    pub user: String,
+    /// The caller's token.
+    pub token: String,
+    /// The bridge.
+    pub bridge: String,
+    /// The model; empty, if it is not known.
+    pub model: String,
+}
+
+/// What exchanges add up to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sums {
+    /// Exchanges that reached a bridge.
+    pub exchanges: u64,
+    /// Those of them that went wrong.
+    pub errors: u64,
+    /// Those whose caller left.
+    pub cancelled: u64,
+    /// Octets of request bodies.
+    pub received: u64,
+    /// Octets of response bodies.
+    pub sent: u64,
+    /// Exchanges whose prompt tokens are known, and these.
+    pub prompts: Counted,
+    /// Exchanges whose completion tokens are known, and these.
+    pub completions: Counted,
+    /// Exchanges whose answer began.
+    pub answered: u64,
+    /// Until then, all together; microseconds.
+    pub first_byte_us: u64,
+    /// Until the end, all together; microseconds.
+    pub total_us: u64,
+}
+
+/// A sum over those exchanges of which it is known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Exchanges.
+    pub exchanges: u64,
+    /// What they add up to.
+    pub sum: u64,
+}
+
+impl Counted {
+    /// Adds what one exchange had, if that is known.
+    pub fn add(&mut self, number: Option<u64>) {
+        if let Some(number) = number {
+            self.exchanges += 1;
+            self.sum = self.sum.saturating_add(number);
+        }
+    }
+
+    /// The sum; none, if nothing is known.
+    pub fn known(self) -> Option<u64> {
+        (self.exchanges > 0).then_some(self.sum)
+    }
+}
+
+/// A token that was used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenToken {
+    /// Its id.
+    pub id: String,
+    /// Whose it is.
+    pub user: String,
+    /// What it is good for.
+    pub scopes: String,
+    /// Seconds since 1970.
+    pub issued: Option<u64>,
+    /// Seconds since 1970.
+    pub expires: Option<u64>,
+    /// When it was used last, seconds since 1970.
+    pub used: u64,
+}
+
+/// A bridge that is here, or just left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenBridge {
+    /// The relay's id of it.
+    pub id: String,
+    /// Whose it is.
+    pub user: String,
+    /// Its own name of itself.
+    pub client_id: Option<String>,
+    /// The name by which callers reach it.
+    pub name: String,
+    /// Its operating system.
+    pub platform: Option<String>,
+    /// Its program's version.
+    pub version: Option<String>,
+    /// `ws` or `poll`.
+    pub transport: &'static str,
+    /// Seconds since 1970.
+    pub seen: u64,
+    /// Whether it left.
+    pub gone: bool,
+}
+
+/// What a relay writes at once; written twice, it counts once.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// The process that writes it.
+    pub writer: String,
+    /// Rises with each batch of this process.
+    pub number: u64,
+    /// Sums to add to those of before.
+    pub usage: Vec<(Key, Sums)>,
+    /// Tokens that were used.
+    pub tokens: Vec<SeenToken>,
+    /// Bridges that came, are here, or left.
+    pub bridges: Vec<SeenBridge>,
+}
+
+/// A line of a user's usage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Used {
+    /// When the time begins that was added up, seconds since 1970.
+    pub from: u64,
+    /// The token's id.
+    pub token: String,
+    /// What the token is called.
+    pub label: Option<String>,
+    /// The bridge's id.
+    pub bridge: String,
+    /// The bridge's name, if it is still known.
+    pub bridge_name: Option<String>,
+    /// The model; empty, if it is not known.
+    pub model: String,
+    /// What was used.
+    pub sums: Sums,
+}
+
+impl Store {
+    /// Writes a batch, if it was not written before.
+    ///
+    /// # Errors
+    /// `Away`; then it may or may not be written, and is to be written again.
+    pub async fn record(&self, mut batch: Batch) -> Result<(), StoreError> {
+        // Two relays that write the same rows must not wait for each other in a circle.
+        batch.usage.sort_by(|one, other| one.0.cmp(&other.0));
+        batch.tokens.sort_by(|one, other| one.id.cmp(&other.id));
+        batch.bridges.sort_by(|one, other| one.id.cmp(&other.id));
+        let mark = [batch.writer.as_str().into(), batch.number.into(), now().into()];
+        let mut statements = vec![Statement::new(MARK, mark).must_touch()];
+        let mut users: Vec<_> = batch.tokens.iter().map(|token| token.user.as_str()).collect();
+        users.sort_unstable();
+        users.dedup();
+        let see_user = |user: &str| Statement::new(SEE_USER, [user.into(), now().into()]);
+        statements.extend(users.into_iter().map(see_user));
+        statements.extend(batch.tokens.iter().map(see_token));
+        statements.extend(batch.bridges.iter().map(see_bridge));
+        statements.extend(batch.usage.iter().map(add));
+        match self.driver.write(statements).await {
+            // It stands there since the last time, whose answer was lost.
+            Err(StoreError::Absent) => Ok(()),
+            written => written,
+        }
+    }
+
+    /// A user's usage from one time to another (seconds since 1970), added up over spans of so many seconds from 1970 on (whole hours);
+    /// the first [`MOST_ROWS`] lines.
+    ///
+    /// # Errors
+    /// `Away`.
+    pub async fn usage(&self, user: &str, from: u64, to: u64, span: u64) -> Result<Vec<Used>, StoreError> {
+        let values = [span.into(), user.into(), from.into(), to.into(), MOST_ROWS.into()];
+        let rows = self.driver.read(Statement::new(USAGE, values)).await?;
+        rows.into_iter().map(read_used).collect()
+    }
+
+    /// Forgets usage, tokens that ended and bridges that were last seen before this time, seconds since 1970.
+    ///
+    /// # Errors
+    /// `Away`.
+    pub async fn prune(&self, before: u64) -> Result<(), StoreError> {
+        let until = |sql| Statement::new(sql, [before.into()]);
+        let statements = vec![
+            until(PRUNE_USAGE),
+            until(PRUNE_TOKENS),
+            until(PRUNE_BRIDGES),
+            Statement::new(PRUNE_WRITERS, [(now() - WRITER_LIFE).into()]),
+        ];
+        self.driver.write(statements).await
+    }
+}
+
+fn see_token(token: &SeenToken) -> Statement {
+    let values = [
+        token.id.as_str().into(),
+        token.user.as_str().into(),
+        token.scopes.as_str().into(),
+        token.issued.into(),
+        token.expires.into(),
+        token.used.into(),
+    ];
+    Statement::new(SEE_TOKEN, values)
+}
+
+fn see_bridge(bridge: &SeenBridge) -> Statement {
+    let values = [
+        bridge.id.as_str().into(),
+        bridge.user.as_str().into(),
+        bridge.client_id.as_deref().into(),
+        bridge.name.as_str().into(),
+        bridge.platform.as_deref().into(),
+        bridge.version.as_deref().into(),
+        bridge.transport.into(),
+        bridge.seen.into(),
+        bridge.gone.then_some(bridge.seen).into(),
+        (now() - LATE).into(),
+    ];
+    Statement::new(SEE_BRIDGE, values)
+}
+
+fn add((key, sums): &(Key, Sums)) -> Statement {
+    let values: [Value; 18] = [
+        key.hour.into(),
+        key.user.as_str().into(),
+        key.token.as_str().into(),
+        key.bridge.as_str().into(),
+        key.model.as_str().into(),
+        sums.exchanges.into(),
+        sums.errors.into(),
+        sums.cancelled.into(),
+        sums.received.into(),
+        sums.sent.into(),
+        sums.prompts.exchanges.into(),
+        sums.prompts.sum.into(),
+        sums.completions.exchanges.into(),
+        sums.completions.sum.into(),
+        sums.answered.into(),
+        sums.first_byte_us.into(),
+        sums.total_us.into(),
+        (now() - LATE).into(),
+    ];
+    Statement::new(ADD, values)
+}
+
+fn read_used(mut row: Row) -> Result<Used, StoreError> {
+    Ok(Used {
+        from: row.number()?,
+        token: row.text()?,
+        label: row.text_or_null()?,
+        bridge: row.text()?,
+        bridge_name: row.text_or_null()?,
+        model: row.text()?,
+        sums: read_sums(&mut row)?,
+    })
+}
+
+fn read_sums(row: &mut Row) -> Result<Sums, StoreError> {
+    let (exchanges, errors, cancelled) = (row.number()?, row.number()?, row.number()?);
+    let (received, sent) = (row.number()?, row.number()?);
+    let mut counted = || {
+        Ok::<_, StoreError>(Counted {
+            exchanges: row.number()?,
+            sum: row.number()?,
+        })
+    };
+    let (prompts, completions) = (counted()?, counted()?);
+    Ok(Sums {
+        exchanges,
+        errors,
+        cancelled,
+        received,
+        sent,
+        prompts,
+        completions,
+        answered: row.number()?,
+        first_byte_us: row.number()?,
+        total_us: row.number()?,
+    })
+}
