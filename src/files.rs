@@ -26,9 +26,28 @@ pub fn create_private(path: &Path, content: &[u8]) -> io::Result<()> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut file = options.open(path)?;
+    give_to_owner_of_folder(path, &file);
     file.write_all(content)?;
     file.sync_all()
 }
+
+/// What root makes for a relay that is somebody else must be that somebody's, as its folder is.
+#[cfg(unix)]
+fn give_to_owner_of_folder(path: &Path, file: &fs::File) {
+    use std::os::unix::fs::{MetadataExt, fchown};
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let owner = folder.unwrap_or(Path::new(".")).metadata();
+    if let (Ok(folder), Ok(made)) = (owner, file.metadata())
+        && made.uid() == 0
+        && folder.uid() != 0
+    {
+        // Where it cannot be given away, root's it stays.
+        let _ = fchown(file, Some(folder.uid()), Some(folder.gid()));
+    }
+}
+
+#[cfg(not(unix))]
+fn give_to_owner_of_folder(_: &Path, _: &fs::File) {}
 
 /// Replaces a file in one step: whoever reads it sees the old content or the new.
 ///

@@ -1,8 +1,11 @@
 //! The command line: arguments to settings, settings to a running relay or bridge, results to the terminal and the exit code.
 
 mod access;
+mod accounts;
+mod backup;
 pub mod bench;
 pub mod bridge;
+mod database;
 pub mod demo;
 mod edge;
 pub mod probe;

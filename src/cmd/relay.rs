@@ -1,7 +1,7 @@
-//! `tunnel relay` and `tunnel relay token`.
+//! `tunnel relay`: the server; what else it can be asked for is in `accounts` and `backup`.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,15 +10,18 @@ use clap::Subcommand;
 use tokio::net::TcpListener;
 use tokio::runtime;
 
+use super::accounts::{self, ListArgs, TokenArgs, UserCommand};
+use super::backup;
+use super::database::DatabaseArgs;
 use super::edge::EdgeArgs;
 use super::secret::SecretArgs;
 use super::service::{self, LevelArgs};
 use super::watch::{self, WatchArgs};
-use super::{Failure, demo, duration, print, size, tell};
+use super::{Failure, demo, duration, size, tell};
 use crate::platform::raise_open_files;
 use crate::platform::service::{Hangups, passed_sockets};
-use crate::relay::auth::Scopes;
 use crate::relay::config::{Config, Limits, Transports};
+use crate::relay::keeper::Keeper;
 use crate::relay::rate::Rate;
 use crate::relay::{self, Relay, Sockets};
 use crate::shutdown::Shutdown;
@@ -29,13 +32,8 @@ Examples:
   tunnel relay --listen 0.0.0.0:443 --acme-domain relay.example.com
   tunnel relay token --user ann";
 
-const TOKEN_EXAMPLE: &str = "\
-Examples:
-  tunnel relay token --user ann --scope bridge > bridge.token
-  tunnel relay token --user ann --scope api --expires 30d";
-
-/// Longer than anybody keeps a token; what lives longer is better said with never.
-const LONGEST_LIFE: Duration = Duration::from_secs(101 * 365 * 24 * 3600);
+/// How long callers are kept waiting for the database at the start, before they are put off.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(3);
 /// What the first signal does.
 pub(super) const STOPPING: &str = "stopping; finishing what is in flight (once more to end at once)";
 
@@ -66,6 +64,11 @@ pub struct Args {
     #[command(flatten)]
     secret: SecretArgs,
     #[command(flatten)]
+    database: DatabaseArgs,
+    /// How long it is kept what was used, and by whom
+    #[arg(long, value_name = "TIME", default_value = "400d", value_parser = duration, help_heading = "Data")]
+    usage_keep: Duration,
+    #[command(flatten)]
     edge: EdgeArgs,
     #[command(flatten)]
     transports: TransportArgs,
@@ -81,8 +84,28 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum RelayCommand {
-    /// Print a signed token for a user, and nothing else
+    /// Print a signed token for a user, and nothing else; list tokens, take one back
     Token(TokenArgs),
+    /// List users, shut them out, let them in again, forget them
+    #[command(subcommand)]
+    User(UserCommand),
+    /// List the bridges that are, or were, connected
+    Bridges(ListArgs),
+    /// Disconnect a bridge once; it may come back
+    Kick {
+        /// Its name, USER/NAME, or its id
+        bridge: String,
+    },
+    /// Write all that makes this relay what it is to a file: secrets, certificates, the database; while it runs
+    Backup {
+        /// The file, which must not exist
+        file: PathBuf,
+    },
+    /// Bring a backup back, into a data folder and a database with nothing in them
+    Restore {
+        /// The file
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -140,46 +163,9 @@ struct LimitArgs {
     idle_timeout: Duration,
 }
 
-#[derive(Debug, clap::Args)]
-#[command(after_help = TOKEN_EXAMPLE)]
-struct TokenArgs {
-    /// Whose token it is
-    #[arg(long, value_name = "NAME")]
-    user: String,
-    /// What it is good for: bridge (attach a bridge), api (make requests)
-    #[arg(long, value_name = "LIST", default_value = "bridge,api", value_parser = scopes)]
-    scope: Scopes,
-    /// How long it is valid, or never for one that does not end
-    #[arg(long, value_name = "TIME", default_value = "90d", value_parser = expiry)]
-    expires: Expiry,
-}
-
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| "write an address and a port, as in 127.0.0.1:8080 or 0.0.0.0:8080".to_owned())
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Expiry(Option<Duration>);
-
-fn expiry(text: &str) -> Result<Expiry, String> {
-    match text {
-        "never" => Ok(Expiry(None)),
-        text => duration(text)
-            .ok()
-            .filter(|life| (Duration::from_secs(1)..=LONGEST_LIFE).contains(life))
-            .map(|life| Expiry(Some(life)))
-            .ok_or_else(|| "write a time as in 90d or 12h, up to 100y, or never".to_owned()),
-    }
-}
-
-fn scopes(text: &str) -> Result<Scopes, String> {
-    let known = |scope: &str| matches!(scope, "bridge" | "api");
-    if text.split(',').all(known) {
-        Ok(Scopes::parse(Some(&text.replace(',', " "))))
-    } else {
-        Err("the scopes are bridge and api, as in bridge,api".to_owned())
-    }
 }
 
 fn positive(text: &str) -> Result<usize, String> {
@@ -272,24 +258,14 @@ fn is_origin(text: &str) -> bool {
 /// [`Failure`] with its exit code.
 pub fn main(args: Args) -> Result<(), Failure> {
     match &args.command {
-        Some(RelayCommand::Token(token)) => issue(&args.secret, token),
+        Some(RelayCommand::Token(token)) => accounts::token(token, &args.secret, &args.database),
+        Some(RelayCommand::User(command)) => accounts::user(command, &args.secret, &args.database),
+        Some(RelayCommand::Bridges(list)) => accounts::bridges(list, &args.secret, &args.database),
+        Some(RelayCommand::Kick { bridge }) => accounts::kick(bridge, &args.secret, &args.database),
+        Some(RelayCommand::Backup { file }) => backup::backup(file, &args.secret, &args.database),
+        Some(RelayCommand::Restore { file }) => backup::restore(file, &args.secret, &args.database),
         None => serve(args),
     }
-}
-
-fn issue(secret: &SecretArgs, args: &TokenArgs) -> Result<(), Failure> {
-    let (tokens, made) = secret.issuer()?;
-    if let Some(path) = made {
-        tell(&format!(
-            "Made a new secret: {}\nThe token works at a relay that uses this secret: start it with the same --data-dir.",
-            path.display()
-        ));
-    }
-    let token = tokens
-        .issue(&args.user, args.scope, args.expires.0)
-        .map_err(|error| Failure::usage(format!("--user {}: {error}", args.user.escape_debug())))?;
-    print(token.expose());
-    Ok(())
 }
 
 fn serve(args: Args) -> Result<(), Failure> {
@@ -328,6 +304,8 @@ fn serve(args: Args) -> Result<(), Failure> {
         let edge = &args.edge;
         let sockets = service::sockets(passed, args.listen, edge.http_listen(), edge.is_tls()).await?;
         config.access_log = args.watch.access_log()?;
+        let database = args.database.config(&args.secret)?;
+        config.keeper = Some(Keeper::begin(database, args.usage_keep, &tokens, DATABASE_PATIENCE).await?);
         welcome(&args, &sockets, made.as_deref())?;
         let metrics = args.watch.listen().await?;
         let relay = Relay::new(config, tokens, shutdown);
@@ -372,7 +350,7 @@ fn welcome(args: &Args, sockets: &Sockets, made: Option<&Path>) -> Result<(), Fa
     }
     tell(&format!(
         "Next, a token:        tunnel relay token --user NAME{}",
-        args.secret.repeated()
+        args.secret.repeated() + &args.database.repeated()
     ));
     let url = edge.url(address);
     let url = url.as_deref().unwrap_or("URL-OF-THIS-RELAY");

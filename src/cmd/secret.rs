@@ -14,6 +14,11 @@ use crate::{files, random};
 
 /// Below this, a secret could be guessed (RFC 7518 §3.2).
 const SHORTEST_SECRET: usize = 32;
+/// Files of the data folder, and the folder of ACME in it.
+const SECRET: &str = "jwt.secret";
+const PREVIOUS_SECRET: &str = "jwt.secret.previous";
+const BRIDGE_IDS: &str = "bridge-ids.key";
+const ACME: &str = "acme";
 
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Data")]
@@ -58,7 +63,44 @@ impl SecretArgs {
     fn path(&self) -> Result<PathBuf, Failure> {
         match &self.jwt_secret_file {
             Some(path) => Ok(path.clone()),
-            None => Ok(self.folder()?.join("jwt.secret")),
+            None => Ok(self.folder()?.join(SECRET)),
+        }
+    }
+
+    /// The files that make a relay the same relay, by their names in a backup: secrets, the key of bridges' ids, and the accounts
+    /// and certificates of `acme`.
+    pub(super) fn kept_files(&self) -> Result<Vec<(String, PathBuf)>, Failure> {
+        let names = [SECRET, PREVIOUS_SECRET, BRIDGE_IDS];
+        let mut kept = Vec::new();
+        for name in names {
+            let path = self.place_of(name)?;
+            if path.exists() {
+                kept.push((name.to_owned(), path));
+            }
+        }
+        let mut folders = vec![(ACME.to_owned(), self.folder()?.join(ACME))];
+        while let Some((name, folder)) = folders.pop() {
+            let Ok(entries) = std::fs::read_dir(&folder) else {
+                continue;
+            };
+            for entry in entries.flatten() {
+                let (name, path) = (format!("{name}/{}", entry.file_name().display()), entry.path());
+                if path.is_dir() {
+                    folders.push((name, path));
+                } else {
+                    kept.push((name, path));
+                }
+            }
+        }
+        Ok(kept)
+    }
+
+    /// Where a file of a backup belongs.
+    pub(super) fn place_of(&self, name: &str) -> Result<PathBuf, Failure> {
+        match name {
+            SECRET => self.path(),
+            PREVIOUS_SECRET => Ok(beside(&self.path()?)),
+            name => Ok(self.folder()?.join(name)),
         }
     }
 
@@ -123,7 +165,7 @@ impl SecretArgs {
     /// The key for the ids of bridges that was kept; else the one of the secret, kept from now on.
     fn kept_bridge_key(&self, secrets: &Secrets) -> Result<BridgeKey, Failure> {
         let derived = secrets.bridge_key();
-        let Ok(path) = self.folder().map(|folder| folder.join("bridge-ids.key")) else {
+        let Ok(path) = self.folder().map(|folder| folder.join(BRIDGE_IDS)) else {
             return Ok(derived);
         };
         let kept = files::read_or_create(&path, || {
@@ -149,11 +191,16 @@ impl SecretArgs {
     }
 }
 
-/// The secret of before, as long as it is there.
-fn previous(path: &Path) -> Result<Option<Vec<u8>>, Failure> {
+/// Where the secret of before is.
+fn beside(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".previous");
-    let path = path.with_file_name(name);
+    path.with_file_name(name)
+}
+
+/// The secret of before, as long as it is there.
+fn previous(path: &Path) -> Result<Option<Vec<u8>>, Failure> {
+    let path = beside(path);
     match std::fs::read(&path) {
         Ok(content) => checked(&path, &content).map(Some),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

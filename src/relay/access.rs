@@ -16,8 +16,10 @@ use http_body::Body;
 use self::line::Line;
 pub use self::log::Log;
 use super::Relay;
+use super::auth::Identity;
 use super::connection::Caller;
 use super::error::Error;
+use super::ledger::Exchanged;
 use super::metrics::{Ended, Outcome, RouteClass, Transport};
 use super::proxies::Told;
 use super::registry::Session;
@@ -36,7 +38,7 @@ pub struct Record {
     route: RouteClass,
     began: Instant,
     first_byte: Option<Duration>,
-    user: Option<Arc<str>>,
+    identity: Option<Identity>,
     session: Option<Arc<Session>>,
     status: Option<StatusCode>,
     refused: Option<Refused>,
@@ -85,7 +87,7 @@ impl Record {
             route: RouteClass::of(&target.path_and_query),
             began: Instant::now(),
             first_byte: None,
-            user: None,
+            identity: None,
             session: None,
             status: None,
             refused: None,
@@ -97,8 +99,8 @@ impl Record {
     }
 
     /// Whose it is.
-    pub fn set_user(&mut self, user: &Arc<str>) {
-        self.user = Some(Arc::clone(user));
+    pub fn set_identity(&mut self, identity: &Identity) {
+        self.identity = Some(identity.clone());
     }
 
     /// Which bridge it goes to.
@@ -190,7 +192,7 @@ impl Record {
         let line = Line {
             id: text(&self.id),
             peer: told.as_deref().unwrap_or_else(|| text(&self.peer)),
-            user: self.user.as_deref(),
+            user: self.identity.as_ref().map(|identity| &*identity.user),
             bridge: bridge.map(|session| session.identity.name.as_str()),
             transport: bridge.map(|session| session.transport),
             method: self.method.as_str(),
@@ -210,6 +212,30 @@ impl Record {
             },
         };
         log.write(&line);
+    }
+
+    /// Adds it to what the user used, if it reached a bridge that counts.
+    fn note_usage(&self, outcome: Outcome, total: Duration) {
+        let (Some(session), Some(identity)) = (&self.session, &self.identity) else {
+            return;
+        };
+        if session.identity.ephemeral || self.relay.config.keeper.is_none() {
+            return;
+        }
+        self.relay.ledger.add(&Exchanged {
+            user: &identity.user,
+            token: &identity.id,
+            session,
+            model: None,
+            prompt: None,
+            completion: None,
+            is_error: !matches!(outcome, Outcome::Ok | Outcome::Cancelled),
+            is_cancelled: outcome == Outcome::Cancelled,
+            received: self.upload.received.load(Ordering::Relaxed),
+            sent: self.sent,
+            first_byte: self.first_byte,
+            total,
+        });
     }
 
     /// Notes how long it takes until the bridge knows.
@@ -243,6 +269,7 @@ impl Drop for Record {
         if let Some(log) = &self.relay.config.access_log {
             self.log(log, outcome, total);
         }
+        self.note_usage(outcome, total);
         if outcome == Outcome::Cancelled {
             self.time_cancel(transport);
         }

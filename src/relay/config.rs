@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::access::Log;
 use super::host::PublicUrl;
+use super::keeper::Keeper;
 use super::proxies::Proxies;
 use super::rate::Rate;
 use super::tls::Tls;
@@ -29,6 +30,8 @@ pub struct Config {
     pub public_url: Option<PublicUrl>,
     /// Where a line for each exchange goes, if it goes anywhere.
     pub access_log: Option<Log>,
+    /// What keeps tokens, users, bridges and usage, if they are kept.
+    pub keeper: Option<Keeper>,
     /// The bounds.
     pub limits: Limits,
 }
@@ -106,6 +109,7 @@ impl Default for Config {
             proxies: Proxies::default(),
             public_url: None,
             access_log: None,
+            keeper: None,
             limits: Limits::default(),
         }
     }

@@ -40,8 +40,12 @@ struct Answered {
     response: Response<Body>,
     activity: Activity,
     idle: IdleLimit,
+    cut: Cut,
     held: Held,
 }
+
+/// Resolves when the caller is not let in any more.
+type Cut = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Forwards the request. What breaks after the response head breaks the body; an error before it is an answer, too.
 pub async fn forward(
@@ -68,7 +72,8 @@ pub async fn forward(
         caller.set_upgraded();
         record.head(&response);
         let held = (answered.held, record);
-        relay.shutdown.tracker().spawn(join(Arc::clone(relay), near, far, held));
+        let joined = join(Arc::clone(relay), near, far, answered.cut, held);
+        relay.shutdown.tracker().spawn(joined);
         return response;
     }
     record.head(&response);
@@ -76,6 +81,7 @@ pub async fn forward(
         body,
         activity: answered.activity,
         idle: answered.idle,
+        cut: answered.cut,
         broken: is_http10.then(|| caller.broken()),
         _held: answered.held,
         record,
@@ -104,7 +110,7 @@ async fn ask(
         return Err(stopping());
     }
     let identity = auth::caller(&relay.tokens, request.headers())?;
-    record.set_user(&identity.user);
+    record.set_identity(&identity);
     relay.buckets.take(&identity)?;
     let limits = &relay.config.limits;
     let user = relay
@@ -116,10 +122,12 @@ async fn ask(
     let request = outgoing(relay, caller, &target, request, &activity, &upload)?;
     let wanted = target.bridge.as_deref();
     let mut idle = IdleLimit::new(activity.clone(), limits.idle);
+    let mut cut = cut(relay, &identity);
     let (response, bridge) = tokio::select! {
         biased;
         answered = call(relay, &identity.user, wanted, request, record) => answered,
         () = &mut idle => Err(Error::new(Code::Timeout, "nothing moved for too long; the request was given up")),
+        () = &mut cut => Err(auth::refusal_of(&relay.tokens, &identity)),
     }
     .map_err(|error| {
         if upload.too_large.load(Ordering::Relaxed) {
@@ -137,8 +145,14 @@ async fn ask(
         response,
         activity,
         idle,
+        cut,
         held,
     })
+}
+
+fn cut(relay: &Arc<Relay>, identity: &auth::Identity) -> Cut {
+    let (relay, identity) = (Arc::clone(relay), identity.clone());
+    Box::pin(async move { relay.tokens.refused(&identity).await })
 }
 
 /// Makes the request that goes to the bridge.
@@ -313,12 +327,14 @@ async fn join(
     relay: Arc<Relay>,
     near: hyper::upgrade::OnUpgrade,
     far: hyper::upgrade::OnUpgrade,
+    cut: Cut,
     held: (Held, Record),
 ) {
     let idle = Some(relay.config.limits.idle);
     tokio::select! {
         // How an upgraded connection ends is between caller and upstream.
         _ = upgrade::join(near, far, idle) => {}
+        () = cut => {}
         () = relay.shutdown.ended() => {}
     }
     drop(held);
@@ -376,6 +392,7 @@ struct HeldBody {
     body: Body,
     activity: Activity,
     idle: IdleLimit,
+    cut: Cut,
     /// Set where a broken body could be taken for a whole one (HTTP/1.0): the connection is then reset.
     broken: Option<Arc<AtomicBool>>,
     _held: Held,
@@ -389,6 +406,9 @@ impl http_body::Body for HeldBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
         let mut frame = match Pin::new(&mut this.body).poll_frame(cx) {
+            Poll::Pending if this.cut.as_mut().poll(cx).is_ready() => {
+                Some(Err("the caller is not let in any more".into()))
+            }
             Poll::Pending => match Pin::new(&mut this.idle).poll(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(()) => Some(Err("nothing moved for too long".into())),

@@ -32,6 +32,7 @@ pub struct Metrics {
     in_flight: AtomicU64,
     waiting: AtomicU64,
     told: [Histogram; Transport::COUNT],
+    store: Histogram,
     connects: [[AtomicU64; 2]; Transport::COUNT],
     fallbacks: [AtomicU64; Fallback::COUNT],
     /// Exchanges that ended with an error of the relay's own, by code.
@@ -53,6 +54,7 @@ impl Default for Metrics {
             in_flight: AtomicU64::new(0),
             waiting: AtomicU64::new(0),
             told: std::array::from_fn(|_| Histogram::new(&OF_CANCELS)),
+            store: Histogram::new(&OF_CANCELS),
             connects: Default::default(),
             fallbacks: Default::default(),
             refused: Tally::default(),
@@ -131,6 +133,11 @@ impl Metrics {
     /// A caller left, and so long after it the bridge was told.
     pub fn told(&self, transport: Transport, after: Duration) {
         self.told[transport as usize].observe(after);
+    }
+
+    /// The store took so long to answer.
+    pub fn asked_store(&self, time: Duration) {
+        self.store.observe(time);
     }
 
     /// A bridge connected.

@@ -3,7 +3,8 @@
 //! A caller's request walks down this list: [`connection`] (one TCP connection), [`router`] (whose path it is), [`dispatch`]
 //! (an exchange; [`auth`]: who asks, [`rate`]: how often, [`registry`]: which bridges there are). A bridge's walks into
 //! [`session`] or [`polling`]; what the relay answers itself is in [`own`]; [`error`] and [`cors`] finish every answer.
-//! [`access`] notes how an exchange went, [`metrics`] counts it.
+//! [`access`] notes how an exchange went, [`metrics`] counts it, [`ledger`] adds it up for [`store`], which [`keeper`] keeps in step.
+//! [`usage`] is what a caller learns of that.
 //! At the network's edge are [`tls`], [`redirect`] (the port for plain HTTP beside it), [`proxies`] (those in front) and
 //! [`host`] (how the outside calls the relay).
 
@@ -15,6 +16,8 @@ pub mod cors;
 pub mod dispatch;
 pub mod error;
 pub mod host;
+pub mod keeper;
+pub mod ledger;
 pub mod metrics;
 pub mod own;
 pub mod polling;
@@ -26,6 +29,7 @@ pub mod router;
 pub mod session;
 pub mod store;
 pub mod tls;
+pub mod usage;
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,10 +48,11 @@ use self::config::Config;
 use self::connection::{Active, Caller, Door};
 use self::cors::Cors;
 use self::error::{Code, Error, Shape};
+use self::ledger::Ledger;
 use self::metrics::Metrics;
 use self::polling::Pollers;
 use self::rate::Buckets;
-use self::registry::Registry;
+use self::registry::{Registry, Session};
 use self::router::Route;
 use crate::shutdown::Shutdown;
 use crate::transport::Body;
@@ -83,6 +88,8 @@ pub struct Relay {
     pub cors: Cors,
     /// What it counts.
     pub metrics: Metrics,
+    /// What it has still to write down.
+    pub ledger: Ledger,
     /// How it stops.
     pub shutdown: Shutdown,
     connections: Arc<Semaphore>,
@@ -121,6 +128,7 @@ impl Relay {
             buckets: Buckets::new(config.limits.rate),
             cors: Cors::new(config.cors_origins.clone()),
             metrics: Metrics::default(),
+            ledger: Ledger::default(),
             connections: Arc::new(Semaphore::new(config.limits.connections)),
             redirects: Arc::new(Semaphore::new(REDIRECTS)),
             port: OnceLock::new(),
@@ -129,6 +137,23 @@ impl Relay {
             tokens,
             shutdown,
         })
+    }
+
+    /// A bridge is here over another connection than before.
+    fn arrived(&self, session: &Session) {
+        self.metrics.connected(session);
+        if self.config.keeper.is_some() {
+            self.ledger.note(session, false);
+        }
+    }
+
+    /// One of a bridge's connections is over.
+    fn left(&self, session: &Session) {
+        self.registry.remove(session);
+        let bridge = &session.identity;
+        if self.config.keeper.is_some() && !self.registry.has(&bridge.user, &bridge.bridge_id) {
+            self.ledger.note(session, true);
+        }
     }
 
     /// Connections that could still be accepted.
@@ -142,15 +167,27 @@ impl Relay {
     }
 }
 
+/// Serves, with the store in step, and writes what is left at the end: see [`serve_callers`].
+pub async fn serve(sockets: impl Into<Sockets>, relay: Arc<Relay>) {
+    let Some(keeper) = relay.config.keeper.clone() else {
+        return serve_callers(sockets.into(), relay).await;
+    };
+    tokio::select! {
+        () = serve_callers(sockets.into(), Arc::clone(&relay)) => {}
+        () = keeper.keep(&relay) => {}
+    }
+    keeper.finish(&relay).await;
+}
+
 /// Serves until the shutdown and the spell that it begins with, then finishes what is in flight within the grace period. Bridges that
 /// poll need fresh connections to finish: the port is kept open for them, and for nobody else; but not a port that belongs to the
 /// next relay too, for which callers wait there.
-pub async fn serve(sockets: impl Into<Sockets>, relay: Arc<Relay>) {
+async fn serve_callers(sockets: Sockets, relay: Arc<Relay>) {
     let Sockets {
         main: listener,
         http,
         kept,
-    } = sockets.into();
+    } = sockets;
     if let Ok(address) = listener.local_addr() {
         // Served once.
         let _ = relay.port.set(address.port());
@@ -318,6 +355,7 @@ async fn respond(
         Route::Version => Ok(own::version()),
         Route::RenewToken => own::renew_token(relay, headers),
         Route::Bridges => own::bridges(relay, headers).await,
+        Route::Usage => usage::answer(relay, headers, request.uri().query()).await,
         Route::Bridge => session::upgrade(relay, request),
         Route::Polling(asked) => {
             // Only who may be one: a drain treats a bridge's connection otherwise.

@@ -25,13 +25,21 @@ pub fn health() -> Response<Body> {
     json_response(StatusCode::OK, &json!({"status": "ok"}))
 }
 
-/// `GET /readyz`: work is taken.
+/// `GET /readyz`: work is taken. A store that is away is told and stops nobody, but at the start: then it is not known yet who must
+/// not be let in.
 pub fn ready(relay: &Relay) -> Response<Body> {
-    if relay.shutdown.is_leaving() {
-        json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({"status": "draining"}))
+    let (code, status) = if relay.shutdown.is_leaving() {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining")
+    } else if !relay.tokens.is_ready() {
+        (StatusCode::SERVICE_UNAVAILABLE, "starting")
     } else {
-        json_response(StatusCode::OK, &json!({"status": "ready"}))
+        (StatusCode::OK, "ready")
+    };
+    let mut body = json!({"status": status});
+    if let Some(keeper) = &relay.config.keeper {
+        body["store"] = if keeper.is_well() { "ok" } else { "away" }.into();
     }
+    json_response(code, &body)
 }
 
 /// `GET /-/version`.
@@ -85,7 +93,7 @@ async fn describe(session: &Arc<Session>, limit: usize) -> Value {
     let link = session.link();
     let last_seen = SystemTime::now().checked_sub(link.silence());
     json!({
-        "id": bridge.bridge_id,
+        "id": &*bridge.bridge_id,
         "name": bridge.name,
         "transport": session.transport,
         "reason": session.reason,

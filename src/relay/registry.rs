@@ -20,7 +20,9 @@ pub struct Identity {
     /// Whose it is.
     pub user: Arc<str>,
     /// The keyed hash of user and client id.
-    pub bridge_id: String,
+    pub bridge_id: Arc<str>,
+    /// Its program, as far as it says.
+    pub client: Client,
     /// The name it wishes.
     pub name: String,
     /// Its process.
@@ -29,6 +31,17 @@ pub struct Identity {
     pub priority: i32,
     /// By name only, and in no list.
     pub ephemeral: bool,
+}
+
+/// What a bridge says of its program.
+#[derive(Debug, Clone, Default)]
+pub struct Client {
+    /// Its own name of itself.
+    pub id: Option<String>,
+    /// Its operating system.
+    pub platform: Option<String>,
+    /// Its version.
+    pub version: Option<String>,
 }
 
 /// One connected bridge.
@@ -172,7 +185,7 @@ struct User {
 
 #[derive(Debug)]
 struct Away {
-    bridge_id: String,
+    bridge_id: Arc<str>,
     name: String,
     since: Instant,
 }
@@ -228,7 +241,7 @@ impl Registry {
                 older.link.end(Ending::Replaced);
             }
         }
-        let is_same = |id: &str| id == identity.bridge_id;
+        let is_same = |id: &str| id == &*identity.bridge_id;
         let is_return = user.sessions.iter().any(|older| is_same(&older.identity.bridge_id))
             || user.away.iter().any(|away| is_same(&away.bridge_id));
         let session = Arc::new(Session {
@@ -256,11 +269,11 @@ impl Registry {
         };
         user.sessions
             .retain(|other| other.connection_id != session.connection_id);
-        let here = |id: &str| user.sessions.iter().any(|s| s.identity.bridge_id == id);
+        let here = |id: &str| user.sessions.iter().any(|s| &*s.identity.bridge_id == id);
         user.away.retain(|away| away.since.elapsed() < EXPECTED_BACK);
         if !here(&session.identity.bridge_id) && !session.identity.ephemeral {
             user.away.push(Away {
-                bridge_id: session.identity.bridge_id.clone(),
+                bridge_id: Arc::clone(&session.identity.bridge_id),
                 name: session.identity.name.clone(),
                 since: Instant::now(),
             });
@@ -346,6 +359,28 @@ impl Registry {
             .collect();
         list.sort_by_key(|s| (std::cmp::Reverse(s.identity.priority), s.since, s.connection_id));
         list
+    }
+
+    /// Every session.
+    pub fn all(&self) -> Vec<Arc<Session>> {
+        let users = self.lock();
+        users.values().flat_map(|user| &user.sessions).cloned().collect()
+    }
+
+    /// Whether a bridge is here over any connection.
+    pub fn has(&self, user: &str, bridge_id: &str) -> bool {
+        let users = self.lock();
+        let sessions = users.get(user).map(|user| user.sessions.as_slice()).unwrap_or_default();
+        sessions.iter().any(|s| &*s.identity.bridge_id == bridge_id)
+    }
+
+    /// Ends all connections of a bridge; it connects anew.
+    pub fn disconnect(&self, bridge_id: &str) {
+        for session in self.all() {
+            if &*session.identity.bridge_id == bridge_id {
+                session.link.end(Ending::GoingAway);
+            }
+        }
     }
 
     /// How many bridges take work, over WebSocket and over polling.

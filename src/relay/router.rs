@@ -19,6 +19,8 @@ pub enum Route {
     Bridge,
     /// The caller's own bridges.
     Bridges,
+    /// What the caller used.
+    Usage,
     /// The version of the relay.
     Version,
     /// A fresh token for a valid one.
@@ -68,6 +70,7 @@ pub fn route(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Route, E
         "/readyz" => return read_only(method, Route::Ready),
         ws::PATH => return read_only(method, Route::Bridge),
         "/api/bridge" => return read_only(method, Route::Bridges),
+        "/api/bridge/usage" => return read_only(method, Route::Usage),
         "/-/version" => return read_only(method, Route::Version),
         "/-/token/renew" if method == Method::POST => return Ok(Route::RenewToken),
         _ if is_owned(path) => return polling(method, path).map(Route::Polling).ok_or_else(Error::not_found),

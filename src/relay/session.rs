@@ -5,7 +5,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::header::{
-    CONNECTION, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION,
+    UPGRADE, USER_AGENT,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -19,7 +20,7 @@ use super::auth::tokens::Tokens;
 use super::auth::{self, tokens};
 use super::connection::CallerIo;
 use super::error::{Code, Error};
-use super::registry::{Identity, Session};
+use super::registry::{Client, Identity, Session};
 use crate::random;
 use crate::transport::headers as names;
 use crate::transport::ws::SUBPROTOCOL;
@@ -104,7 +105,7 @@ fn switching(relay: &Relay, key: &[u8], speech: Speech, identity: &Identity) -> 
         (CONNECTION, "Upgrade"),
         (UPGRADE, "websocket"),
         (SEC_WEBSOCKET_ACCEPT, &derive_accept_key(key)),
-        (names::TUNNEL_BRIDGE_ID, &identity.bridge_id),
+        (names::TUNNEL_BRIDGE_ID, &*identity.bridge_id),
         (names::TUNNEL_BRIDGE_NAME, &identity.name),
         (names::TUNNEL_MAX_IN_FLIGHT, &streams.to_string()),
     ] {
@@ -159,7 +160,8 @@ fn app_identity(relay: &Relay, owner: &auth::Identity) -> Result<Identity, Error
     let instance = random::name().map_err(|_| Error::new(Code::Overloaded, "no random numbers to be had"))?;
     Ok(Identity {
         user: Arc::clone(&owner.user),
-        bridge_id: relay.tokens.bridge_id(&owner.user, "desktop app over WebSocket"),
+        bridge_id: relay.tokens.bridge_id(&owner.user, "desktop app over WebSocket").into(),
+        client: Client::default(),
         name: "desktop".to_owned(),
         instance,
         priority: 0,
@@ -186,12 +188,26 @@ fn read_identity(relay: &Relay, owner: &auth::Identity, headers: &HeaderMap) -> 
     }
     Ok(Identity {
         user: Arc::clone(&owner.user),
-        bridge_id: relay.tokens.bridge_id(&owner.user, &client_id),
+        bridge_id: relay.tokens.bridge_id(&owner.user, &client_id).into(),
+        client: client(headers, client_id),
         name,
         instance: text(headers, &names::TUNNEL_INSTANCE)?,
         priority,
         ephemeral: headers.get(names::TUNNEL_EPHEMERAL).is_some_and(|value| value == "1"),
     })
+}
+
+/// What the bridge says of its program (`User-Agent: tunnel/0.1.0 (linux)`), beside its own id.
+fn client(headers: &HeaderMap, id: String) -> Client {
+    let agent = text(headers, &USER_AGENT).unwrap_or_default();
+    let (product, comment) = agent.split_once(" (").unwrap_or((&agent, ""));
+    let version = product.strip_prefix("tunnel/");
+    let platform = comment.strip_suffix(')').filter(|platform| !platform.is_empty());
+    Client {
+        id: Some(id),
+        platform: platform.map(str::to_owned),
+        version: version.map(str::to_owned),
+    }
 }
 
 fn text(headers: &HeaderMap, name: &HeaderName) -> Result<String, Error> {
@@ -231,7 +247,7 @@ async fn run(
         drive_to_end(&mut driver).await;
         return;
     };
-    relay.metrics.connected(&session);
+    relay.arrived(&session);
     let bridge = &session.identity;
     tracing::info!(user = %bridge.user, bridge = %bridge.name, transport = "ws", "bridge connected");
     if !transports.is_empty() {
@@ -242,7 +258,7 @@ async fn run(
         take_control(&relay, &session, &mut owner, &text);
     }
     let end = live(&relay, &session, &link, &mut driver, owner).await;
-    relay.registry.remove(&session);
+    relay.left(&session);
     tracing::info!(user = %bridge.user, bridge = %bridge.name, why = %end, "bridge gone");
 }
 
@@ -253,7 +269,7 @@ async fn run_json(relay: Arc<Relay>, io: CallerIo, read: Bytes, identity: Identi
     let Ok(session) = relay.registry.insert(identity, "ws", None, shared) else {
         return;
     };
-    relay.metrics.connected(&session);
+    relay.arrived(&session);
     let bridge = &session.identity;
     tracing::info!(user = %bridge.user, bridge = %bridge.name, transport = "ws", "desktop app connected");
     let mut driving = std::pin::pin!(driver.run());
@@ -268,7 +284,7 @@ async fn run_json(relay: Arc<Relay>, io: CallerIo, read: Bytes, identity: Identi
             () = relay.shutdown.ended() => break "the relay stopped".to_owned(),
         }
     };
-    relay.registry.remove(&session);
+    relay.left(&session);
     tracing::info!(user = %bridge.user, bridge = %bridge.name, why, "desktop app gone");
 }
 

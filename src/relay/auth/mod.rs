@@ -117,14 +117,17 @@ pub fn anyone(tokens: &Tokens, headers: &HeaderMap) -> Result<Identity, Error> {
 /// # Errors
 /// `unauthorized`, in the same words for every reason but the ones its holder can mend.
 pub fn identify(tokens: &Tokens, token: Option<&str>) -> Result<Identity, Error> {
-    let denied = match token {
-        None => Denied::Missing,
-        Some(token) => match tokens.verify(token) {
-            Ok(identity) => return Ok(identity),
-            Err(denied) => denied,
-        },
-    };
-    let because = |code, detail| Err(Error::new(code, detail).because(denied.as_str()));
+    let verified = token.map_or(Err(Denied::Missing), |token| tokens.verify(token));
+    verified.map_err(refusal)
+}
+
+/// What is said to somebody who was let in and is not any more.
+pub fn refusal_of(tokens: &Tokens, identity: &Identity) -> Error {
+    refusal(tokens.stands(identity).err().unwrap_or(Denied::Signature))
+}
+
+fn refusal(denied: Denied) -> Error {
+    let because = |code, detail| Error::new(code, detail).because(denied.as_str());
     let detail = match denied {
         Denied::Held(Denial::Disabled) => {
             return because(

@@ -155,6 +155,14 @@ impl Tokens {
         self.rules.send_modify(|rules| rules.denials = denials.map(Arc::new));
     }
 
+    /// Whether a credential that was verified is still accepted.
+    ///
+    /// # Errors
+    /// [`Denied`] with the reason.
+    pub fn stands(&self, identity: &Identity) -> Result<(), Denied> {
+        self.rules.borrow().allow(identity)
+    }
+
     /// Whether it is known whom to deny.
     pub fn is_ready(&self) -> bool {
         self.rules.borrow().denials.is_some()
@@ -242,12 +250,12 @@ impl Tokens {
             if known.identity.expires.is_some_and(|end| end <= now) {
                 return Err(Denied::Expired);
             }
-            self.rules.borrow().allow(&known.identity)?;
+            self.stands(&known.identity)?;
             known.used = now;
             return Ok(known.identity.clone());
         }
         let identity = self.verify_signature(token)?;
-        self.rules.borrow().allow(&identity)?;
+        self.stands(&identity)?;
         let mut verified = self.lock();
         if verified.len() >= REMEMBERED {
             verified.retain(|_, one| one.used > one.told);

@@ -16,6 +16,7 @@ use super::histogram::Histogram;
 use super::labels::{Fallback, Outcome, RouteClass, Transport};
 use crate::platform;
 use crate::relay::Relay;
+use crate::relay::keeper::Keeper;
 
 /// All metrics of the relay.
 pub(super) fn text(relay: &Arc<Relay>) -> Result<String, fmt::Error> {
@@ -216,6 +217,24 @@ impl Export {
         )
     }
 
+    fn store(&self, keeper: &Keeper, page: &mut Page<'_>) -> fmt::Result {
+        let relay = &self.0;
+        let up = f64::from(u8::from(keeper.is_well()));
+        page.gauge("tunnel_store_up", "1 while the database does what it is asked for", up)?;
+        let lag = keeper.lag(relay).as_secs_f64();
+        page.gauge(
+            "tunnel_store_lag_seconds",
+            "How long the oldest that is not written has waited",
+            lag,
+        )?;
+        let help = "Exchanges and bridges that were not noted because too much waits already";
+        page.counter("tunnel_store_dropped", help, relay.ledger.dropped())?;
+        let help = "How long the database took to answer";
+        let mut metric = page.metric("tunnel_store_latency_seconds", help, MetricType::Histogram)?;
+        let none: [(&str, &str); 0] = [];
+        relay.metrics.store.encode(&mut metric, &none)
+    }
+
     fn relay(&self, page: &mut Page<'_>) -> fmt::Result {
         let relay = &self.0;
         let most = relay.config.limits.connections;
@@ -233,6 +252,9 @@ impl Export {
         if let Some(log) = &relay.config.access_log {
             let help = "Lines of the access log that were left out because standard error takes no more";
             page.counter("tunnel_access_log_dropped", help, log.dropped())?;
+        }
+        if let Some(keeper) = &relay.config.keeper {
+            self.store(keeper, page)?;
         }
         let draining = f64::from(u8::from(relay.shutdown.is_draining()));
         page.gauge("tunnel_draining", "1 while the relay stops", draining)?;

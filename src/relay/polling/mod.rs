@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::Relay;
 use super::auth::{self, tokens::Tokens};
 use super::error::{Code, Error};
-use super::registry::{Identity, Session};
+use super::registry::{Client, Identity, Session};
 use super::session::{token_end, too_many_bridges};
 use crate::random;
 use crate::transport::headers::TUNNEL_INSTANCE;
@@ -173,11 +173,16 @@ impl Entry {
         let client = self.client();
         Identity {
             user: Arc::clone(&self.user),
-            bridge_id: self.bridge_id.clone(),
+            bridge_id: self.bridge_id.as_str().into(),
             name: wished_name(&client),
             instance: self.instance.clone(),
             priority: client.priority.unwrap_or(0),
             ephemeral: client.ephemeral.unwrap_or(false),
+            client: Client {
+                id: client.client_id,
+                platform: client.platform,
+                version: client.version,
+            },
         }
     }
 
@@ -294,7 +299,7 @@ fn admit(relay: &Arc<Relay>, entry: &Arc<Entry>) -> Result<(), Error> {
         .registry
         .insert(entry.identity(), "poll", entry.client().reason, link)
         .map_err(|_| too_many_bridges())?;
-    relay.metrics.connected(&session);
+    relay.arrived(&session);
     let bridge = &session.identity;
     tracing::info!(user = %bridge.user, bridge = %bridge.name, transport = "poll", "bridge connected");
     if let Some(older) = entry.session() {
@@ -307,7 +312,7 @@ fn admit(relay: &Arc<Relay>, entry: &Arc<Entry>) -> Result<(), Error> {
                 () = older.finished() => {}
                 () = relay.shutdown.ended() => {}
             }
-            relay.registry.remove(&older);
+            relay.left(&older);
         });
     }
     entry.set_session(session);
@@ -335,7 +340,7 @@ async fn attend(relay: Arc<Relay>, entry: Arc<Entry>) {
             Turn::Renewed => {}
             Turn::Over(why) => break why,
             Turn::Silent => {
-                relay.registry.remove(&session);
+                relay.left(&session);
                 tracing::info!(bridge = %session.identity.name, "bridge not heard of; what was in flight failed");
                 let back = tokio::select! {
                     back = entry.link.contact() => back,
@@ -352,7 +357,7 @@ async fn attend(relay: Arc<Relay>, entry: Arc<Entry>) {
     }
     relay.pollers.remove(&entry);
     if let Some(session) = entry.session() {
-        relay.registry.remove(&session);
+        relay.left(&session);
         let bridge = &session.identity;
         tracing::info!(user = %bridge.user, bridge = %bridge.name, why, "bridge gone");
     }

@@ -39,6 +39,7 @@ fn identity(bridge: &str, instance: &str, name: &str) -> Identity {
     Identity {
         user: "ann".into(),
         bridge_id: bridge.into(),
+        client: Client::default(),
         name: name.into(),
         instance: instance.into(),
         priority: 0,

@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use serde::Serialize;
+
 use super::driver::{Row, Statement};
 use super::{Store, StoreError, now};
 use crate::relay::auth::denials::{Denials, Removal};
@@ -39,7 +41,8 @@ const KICK: &str = "INSERT INTO kicks (bridge_id, revision) SELECT id, (SELECT n
     FROM bridges WHERE id = $1 ON CONFLICT (bridge_id) DO UPDATE SET revision = excluded.revision";
 
 /// An issued token; what it was signed with is nowhere.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Token {
     /// Its own id (`jti`).
     pub id: String,
@@ -60,7 +63,8 @@ pub struct Token {
 }
 
 /// Somebody who has tokens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct User {
     /// The name (`sub`).
     pub name: String,
@@ -77,7 +81,8 @@ pub struct User {
 }
 
 /// A bridge that was here.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Bridge {
     /// The relay's id of it.
     pub id: String,

@@ -99,6 +99,24 @@ pub struct Sums {
     pub total_us: u64,
 }
 
+impl Sums {
+    /// Both together.
+    pub fn with(self, other: &Self) -> Self {
+        Self {
+            exchanges: self.exchanges + other.exchanges,
+            errors: self.errors + other.errors,
+            cancelled: self.cancelled + other.cancelled,
+            received: self.received + other.received,
+            sent: self.sent + other.sent,
+            prompts: self.prompts.with(other.prompts),
+            completions: self.completions.with(other.completions),
+            answered: self.answered + other.answered,
+            first_byte_us: self.first_byte_us + other.first_byte_us,
+            total_us: self.total_us + other.total_us,
+        }
+    }
+}
+
 /// A sum over those exchanges of which it is known.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counted {
@@ -114,6 +132,13 @@ impl Counted {
         if let Some(number) = number {
             self.exchanges += 1;
             self.sum = self.sum.saturating_add(number);
+        }
+    }
+
+    fn with(self, other: Self) -> Self {
+        Self {
+            exchanges: self.exchanges + other.exchanges,
+            sum: self.sum.saturating_add(other.sum),
         }
     }
 

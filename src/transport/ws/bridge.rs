@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use http::header::{
     AUTHORIZATION, CONNECTION, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
-    SEC_WEBSOCKET_VERSION, UPGRADE,
+    SEC_WEBSOCKET_VERSION, UPGRADE, USER_AGENT,
 };
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -98,6 +98,10 @@ fn upgrade_request(
         .header(SEC_WEBSOCKET_KEY, key)
         .header(SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL)
         .header(AUTHORIZATION, hello.token.bearer())
+        .header(
+            USER_AGENT,
+            format!("tunnel/{} ({})", env!("CARGO_PKG_VERSION"), std::env::consts::OS),
+        )
         .header(names::TUNNEL_CLIENT_ID, &hello.client_id)
         .header(names::TUNNEL_INSTANCE, &hello.instance)
         .header(names::TUNNEL_BRIDGE_NAME, &hello.name)

@@ -1,0 +1,409 @@
+//! `tunnel relay token`, `user`, `bridges` and `kick`: who may use a relay. They work on its database; a relay that runs notices
+//! within a second.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use anyhow::Context;
+use clap::Subcommand;
+use serde::Serialize;
+
+use super::database::DatabaseArgs;
+use super::secret::SecretArgs;
+use super::{Failure, duration, print, tell};
+use crate::relay::auth::Scopes;
+use crate::relay::auth::tokens::{Tokens, is_user, now};
+use crate::relay::store::accounts::{Bridge, Token};
+use crate::relay::store::{Store, StoreError};
+
+const TOKEN_EXAMPLE: &str = "\
+Examples:
+  tunnel relay token --user ann --scope bridge --label desktop > bridge.token
+  tunnel relay token --user ann --scope api --label phone --expires 30d
+  tunnel relay token list
+  tunnel relay token revoke ID";
+
+/// Longer than anybody keeps a token; what lives longer is better said with never.
+const LONGEST_LIFE: Duration = Duration::from_secs(101 * 365 * 24 * 3600);
+/// The longest label, characters.
+const LONGEST_LABEL: usize = 100;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = TOKEN_EXAMPLE, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(super) struct TokenArgs {
+    #[command(subcommand)]
+    command: Option<TokenCommand>,
+    /// Whose token it is
+    #[arg(long, value_name = "NAME", required = true)]
+    user: Option<String>,
+    /// What it is good for: bridge (attach a bridge), api (make requests)
+    #[arg(long, value_name = "LIST", default_value = "bridge,api", value_parser = scopes)]
+    scope: Scopes,
+    /// How long it is valid, or never for one that does not end
+    #[arg(long, value_name = "TIME", default_value = "90d", value_parser = expiry)]
+    expires: Expiry,
+    /// What to call it in lists, as in phone
+    #[arg(long, value_name = "TEXT", value_parser = label)]
+    label: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// List the tokens that were issued, or used since there is a database
+    List(ListArgs),
+    /// Take a token back: what goes on with it is cut
+    Revoke {
+        /// The token's id, as the list shows it
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum UserCommand {
+    /// List everybody who has, or had, a token
+    List(ListArgs),
+    /// Let somebody in no more, with whatever token; what goes on is cut
+    Disable {
+        /// The user's name
+        name: String,
+    },
+    /// Let somebody who was disabled in again
+    Enable {
+        /// The user's name
+        name: String,
+    },
+    /// Forget somebody: tokens, bridges and usage; tokens issued until now are refused for ever
+    Delete {
+        /// The user's name
+        name: String,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ListArgs {
+    /// Of this user only
+    #[arg(long = "of", value_name = "NAME")]
+    user: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Expiry(Option<Duration>);
+
+fn expiry(text: &str) -> Result<Expiry, String> {
+    match text {
+        "never" => Ok(Expiry(None)),
+        text => duration(text)
+            .ok()
+            .filter(|life| (Duration::from_secs(1)..=LONGEST_LIFE).contains(life))
+            .map(|life| Expiry(Some(life)))
+            .ok_or_else(|| "write a time as in 90d or 12h, up to 100y, or never".to_owned()),
+    }
+}
+
+fn scopes(text: &str) -> Result<Scopes, String> {
+    let known = |scope: &str| matches!(scope, "bridge" | "api");
+    if text.split(',').all(known) {
+        Ok(Scopes::parse(Some(&text.replace(',', " "))))
+    } else {
+        Err("the scopes are bridge and api, as in bridge,api".to_owned())
+    }
+}
+
+fn label(text: &str) -> Result<String, String> {
+    if text.chars().count() <= LONGEST_LABEL && !text.chars().any(char::is_control) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "a label has up to {LONGEST_LABEL} characters and no control characters"
+        ))
+    }
+}
+
+/// `tunnel relay token`.
+pub(super) fn token(args: &TokenArgs, data: &SecretArgs, database: &DatabaseArgs) -> Result<(), Failure> {
+    match &args.command {
+        None => issue(args, data, database),
+        Some(TokenCommand::List(list)) => database.with_store(data, async |store| {
+            let tokens = store.tokens().await?;
+            let tokens: Vec<_> = tokens.into_iter().filter(|token| list.wants(&token.user)).collect();
+            list.show(&tokens, TOKEN_COLUMNS, token_row)
+        }),
+        Some(TokenCommand::Revoke { id }) => database.with_store(data, async |store| match store.revoke(id).await {
+            Err(StoreError::Absent) => Err(anyhow::anyhow!(
+                "no valid token has the id {}; see: tunnel relay token list",
+                id.escape_debug()
+            )
+            .into()),
+            revoked => Ok(revoked?),
+        }),
+    }
+}
+
+fn issue(args: &TokenArgs, data: &SecretArgs, database: &DatabaseArgs) -> Result<(), Failure> {
+    let user = args.user.as_deref().unwrap_or_default();
+    check_user(user)?;
+    let (tokens, made) = data.issuer()?;
+    if let Some(path) = made {
+        tell(&format!(
+            "Made a new secret: {}\nThe token works at a relay that uses this secret: start it with the same --data-dir.",
+            path.display()
+        ));
+    }
+    let token = database.with_store(data, async |store| {
+        await_second_after_deletion(&store, user).await?;
+        let token = tokens
+            .issue(user, args.scope, args.expires.0)
+            .map_err(|error| Failure::usage(format!("--user {}: {error}", user.escape_debug())))?;
+        store.issue(&described(&tokens, token.expose(), args)?).await?;
+        Ok(token)
+    })?;
+    print(token.expose());
+    Ok(())
+}
+
+/// What the store is to remember of a token.
+fn described(tokens: &Tokens, token: &str, args: &TokenArgs) -> Result<Token, Failure> {
+    let identity = tokens
+        .verify(token)
+        .map_err(|denied| anyhow::anyhow!("the token cannot be used: {}", denied.as_str()))?;
+    Ok(Token {
+        id: identity.id.to_string(),
+        user: identity.user.to_string(),
+        label: args.label.clone(),
+        scopes: identity.scopes.to_string(),
+        issued: identity.issued,
+        expires: identity.expires,
+        last_used: None,
+        revoked: None,
+    })
+}
+
+/// A token issued in the second of a deletion would be one of those before it.
+async fn await_second_after_deletion(store: &Store, user: &str) -> Result<(), Failure> {
+    let Some(removal) = store.removal(user).await? else {
+        return Ok(());
+    };
+    if removal.disabled {
+        return Err(anyhow::anyhow!("this user is disabled; first: tunnel relay user enable {user}").into());
+    }
+    while removal.deleted.is_some_and(|deleted| deleted >= now()) {
+        let rest = 1_000_000_000 - UNIX_EPOCH.elapsed().map_or(0, |now| now.subsec_nanos());
+        tokio::time::sleep(Duration::from_nanos(rest.into())).await;
+    }
+    Ok(())
+}
+
+fn check_user(name: &str) -> Result<(), Failure> {
+    if is_user(name) {
+        return Ok(());
+    }
+    let name = name.escape_debug();
+    Err(Failure::usage(format!(
+        "{name} is no name of a user: it has 1 to 256 characters and no control characters"
+    )))
+}
+
+/// `tunnel relay user`.
+pub(super) fn user(command: &UserCommand, data: &SecretArgs, database: &DatabaseArgs) -> Result<(), Failure> {
+    match command {
+        UserCommand::List(list) => database.with_store(data, async |store| {
+            let users = store.users().await?;
+            let users: Vec<_> = users.into_iter().filter(|user| list.wants(&user.name)).collect();
+            list.show(&users, USER_COLUMNS, |user| {
+                vec![
+                    user.name.clone(),
+                    user.tokens.to_string(),
+                    user.bridges.to_string(),
+                    time(Some(user.first_seen)),
+                    time(user.last_used),
+                    if user.disabled.is_some() { "disabled" } else { "" }.to_owned(),
+                ]
+            })
+        }),
+        UserCommand::Disable { name } => {
+            check_user(name)?;
+            database.with_store(data, async |store| {
+                already(store.disable(name).await, "is disabled already", name)
+            })
+        }
+        UserCommand::Enable { name } => database.with_store(data, async |store| {
+            already(store.enable(name).await, "is not disabled", name)
+        }),
+        UserCommand::Delete { name } => {
+            check_user(name)?;
+            database.with_store(data, async |store| Ok(store.delete(name).await?))
+        }
+    }
+}
+
+/// It is as it was wished: said, and no failure.
+fn already(outcome: Result<(), StoreError>, what: &str, name: &str) -> Result<(), Failure> {
+    match outcome {
+        Err(StoreError::Absent) => {
+            tell(&format!("{} {what}.", name.escape_debug()));
+            Ok(())
+        }
+        outcome => Ok(outcome?),
+    }
+}
+
+/// `tunnel relay bridges`.
+pub(super) fn bridges(list: &ListArgs, data: &SecretArgs, database: &DatabaseArgs) -> Result<(), Failure> {
+    database.with_store(data, async |store| {
+        let bridges = store.bridges().await?;
+        let bridges: Vec<_> = bridges.into_iter().filter(|bridge| list.wants(&bridge.user)).collect();
+        list.show(&bridges, BRIDGE_COLUMNS, bridge_row)
+    })
+}
+
+/// `tunnel relay kick`.
+pub(super) fn kick(bridge: &str, data: &SecretArgs, database: &DatabaseArgs) -> Result<(), Failure> {
+    database.with_store(data, async |store| {
+        let bridges = store.bridges().await?;
+        let meant: Vec<_> = bridges.iter().filter(|one| is_called(one, bridge)).collect();
+        match meant.as_slice() {
+            [one] => Ok(store.kick(&one.id).await?),
+            [] => Err(anyhow::anyhow!(
+                "no bridge is called {}; see: tunnel relay bridges",
+                bridge.escape_debug()
+            )
+            .into()),
+            _ => Err(Failure::usage(
+                "several users have a bridge of this name: say USER/NAME, or its id",
+            )),
+        }
+    })
+}
+
+fn is_called(bridge: &Bridge, text: &str) -> bool {
+    let of_user = text
+        .rsplit_once('/')
+        .is_some_and(|(user, name)| bridge.user == user && bridge.name == name);
+    bridge.id == text || bridge.name == text || of_user
+}
+
+const TOKEN_COLUMNS: &[&str] = &["ID", "USER", "LABEL", "SCOPES", "ISSUED", "EXPIRES", "LAST USED", ""];
+const USER_COLUMNS: &[&str] = &["USER", "TOKENS", "BRIDGES", "FIRST SEEN", "LAST SEEN", ""];
+const BRIDGE_COLUMNS: &[&str] = &["ID", "USER", "NAME", "TRANSPORT", "PROGRAM", "FIRST SEEN", "LAST SEEN"];
+
+fn token_row(token: &Token) -> Vec<String> {
+    vec![
+        token.id.clone(),
+        token.user.clone(),
+        token.label.clone().unwrap_or_default(),
+        token.scopes.clone(),
+        time(token.issued),
+        token.expires.map_or_else(|| "never".to_owned(), |end| time(Some(end))),
+        time(token.last_used),
+        match (token.revoked, token.expires) {
+            (Some(_), _) => "revoked",
+            (None, Some(end)) if end <= now() => "expired",
+            _ => "",
+        }
+        .to_owned(),
+    ]
+}
+
+fn bridge_row(bridge: &Bridge) -> Vec<String> {
+    let program = [bridge.version.as_deref(), bridge.platform.as_deref()];
+    vec![
+        bridge.id.clone(),
+        bridge.user.clone(),
+        bridge.name.clone(),
+        bridge.transport.clone(),
+        program.into_iter().flatten().collect::<Vec<_>>().join(" "),
+        time(Some(bridge.first_seen)),
+        if bridge.is_connected() {
+            "connected".to_owned()
+        } else {
+            time(Some(bridge.last_seen))
+        },
+    ]
+}
+
+impl ListArgs {
+    fn wants(&self, user: &str) -> bool {
+        self.user.as_deref().is_none_or(|wanted| wanted == user)
+    }
+
+    fn show<T: Serialize>(
+        &self,
+        entries: &[T],
+        columns: &[&str],
+        row: impl Fn(&T) -> Vec<String>,
+    ) -> Result<(), Failure> {
+        if self.json {
+            print(&serde_json::to_string_pretty(entries).context("cannot write the list")?);
+        } else if entries.is_empty() {
+            tell("There are none.");
+        } else {
+            print(&table(columns, &entries.iter().map(row).collect::<Vec<_>>()));
+        }
+        Ok(())
+    }
+}
+
+/// Seconds since 1970 for people.
+fn time(seconds: Option<u64>) -> String {
+    let at = seconds.and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
+    // What lies beyond the calendar was never meant as a date.
+    let shown = |at| {
+        let mut text = String::new();
+        std::fmt::Write::write_fmt(&mut text, format_args!("{}", humantime::format_rfc3339_seconds(at))).ok()?;
+        Some(text)
+    };
+    at.and_then(shown).unwrap_or_else(|| "-".to_owned())
+}
+
+/// Columns as wide as what is in them. What users and bridges call themselves is shown without control characters.
+fn table(columns: &[&str], rows: &[Vec<String>]) -> String {
+    let clean = |cell: &str| {
+        cell.chars()
+            .map(|c| if c.is_control() { '?' } else { c })
+            .collect::<String>()
+    };
+    let head = columns.iter().map(|name| (*name).to_owned()).collect();
+    let lines: Vec<Vec<String>> = std::iter::once(&head)
+        .chain(rows)
+        .map(|row: &Vec<String>| row.iter().map(|cell| clean(cell)).collect())
+        .collect();
+    let width = |column: usize| {
+        lines
+            .iter()
+            .map(|line| console::measure_text_width(&line[column]))
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<_> = (0..columns.len()).map(width).collect();
+    let line = |cells: &Vec<String>| {
+        let cells = cells.iter().zip(&widths);
+        let padded =
+            cells.map(|(cell, width)| console::pad_str(cell, *width, console::Alignment::Left, None).into_owned());
+        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    lines.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_as_wide_as_what_is_in_it_and_shows_no_control_characters() {
+        let rows = [
+            vec!["a".to_owned(), "long one".to_owned()],
+            vec!["b\u{1b}[31m".to_owned(), String::new()],
+        ];
+        assert_eq!(table(&["ID", "USER"], &rows), "ID      USER\na       long one\nb?[31m");
+    }
+
+    #[test]
+    fn times_are_shown_as_dates() {
+        assert_eq!(time(Some(0)), "1970-01-01T00:00:00Z");
+        assert_eq!(time(None), "-");
+        assert_eq!(time(Some(u64::MAX)), "-");
+        assert_eq!(time(Some(1 << 50)), "-");
+    }
+}

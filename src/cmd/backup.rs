@@ -1,0 +1,215 @@
+//! `tunnel relay backup` and `restore`: all that a relay needs to be the same relay elsewhere, in one file. A line of JSON for each
+//! thing: a head, files in base64, entries of the database, and an end that tells how many they were.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::Context;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tokio::sync::mpsc;
+
+use super::database::DatabaseArgs;
+use super::secret::SecretArgs;
+use super::{Failure, tell};
+use crate::files;
+use crate::relay::store::Store;
+use crate::relay::store::archive::Entry;
+
+/// What this release writes and reads.
+const FORMAT: u32 = 1;
+/// Entries that wait to be written.
+const WAITING: usize = 256;
+/// A file of the data folder that is larger is none of ours, octets.
+const LARGEST: u64 = 1024 * 1024;
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Line {
+    Backup { format: u32, version: String, made: String },
+    File { name: String, content: String },
+    Entry { table: String, row: Map<String, Value> },
+    End { files: usize, entries: usize },
+}
+
+/// `tunnel relay backup`.
+pub(super) fn backup(path: &Path, data: &SecretArgs, database: &DatabaseArgs) -> Result<(), Failure> {
+    let (files, entries) = database.with_store(data, async |store| {
+        files::create_private(path, b"").with_context(|| format!("cannot make {}", path.display()))?;
+        let written = write(path, data, &store).await;
+        if written.is_err() {
+            // Half a backup is none.
+            let _ = std::fs::remove_file(path);
+        }
+        written
+    })?;
+    tell(&format!(
+        "{files} files and {entries} entries of the database are in {}.\n\
+         Whoever has it can sign tokens: keep it as you keep the secret itself.",
+        path.display()
+    ));
+    Ok(())
+}
+
+async fn write(path: &Path, data: &SecretArgs, store: &Store) -> Result<(usize, usize), Failure> {
+    let kept = data.kept_files()?;
+    let file = File::options()
+        .write(true)
+        .open(path)
+        .with_context(|| unwritable(path))?;
+    let mut lines = Writer {
+        out: BufWriter::new(file),
+        path,
+    };
+    lines.put(&Line::Backup {
+        format: FORMAT,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        made: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+    })?;
+    for (name, from) in &kept {
+        let content = std::fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+        if content.len() as u64 > LARGEST {
+            return Err(anyhow::anyhow!("{} is too large to be a file of a relay", from.display()).into());
+        }
+        lines.put(&Line::File {
+            name: name.clone(),
+            content: BASE64.encode(content),
+        })?;
+    }
+    let (sink, mut entries) = mpsc::channel(WAITING);
+    let writing = async {
+        let mut count = 0;
+        while let Some(Entry { table, row }) = entries.recv().await {
+            lines.put(&Line::Entry { table, row })?;
+            count += 1;
+        }
+        // Or the store would wait for room.
+        drop(entries);
+        Ok::<_, Failure>(count)
+    };
+    let (dumped, written) = tokio::join!(store.dump(sink), writing);
+    let entries = written?;
+    dumped?;
+    let files = kept.len();
+    lines.put(&Line::End { files, entries })?;
+    lines.finish()?;
+    Ok((files, entries))
+}
+
+struct Writer<'a> {
+    out: BufWriter<File>,
+    path: &'a Path,
+}
+
+impl Writer<'_> {
+    fn put(&mut self, line: &Line) -> Result<(), Failure> {
+        let written = serde_json::to_writer(&mut self.out, line).map_err(std::io::Error::from);
+        written
+            .and_then(|()| self.out.write_all(b"\n"))
+            .with_context(|| unwritable(self.path))?;
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<(), Failure> {
+        let done = self.out.flush().and_then(|()| self.out.get_ref().sync_all());
+        Ok(done.with_context(|| unwritable(self.path))?)
+    }
+}
+
+fn unwritable(path: &Path) -> String {
+    format!("cannot write {}", path.display())
+}
+
+/// What stands in a backup.
+#[derive(Default)]
+struct Content {
+    files: Vec<(String, Vec<u8>)>,
+    entries: Vec<Entry>,
+}
+
+/// `tunnel relay restore`.
+pub(super) fn restore(path: &Path, data: &SecretArgs, database: &DatabaseArgs) -> Result<(), Failure> {
+    let content = read(path)?;
+    let mut places = Vec::new();
+    for (name, content) in &content.files {
+        let place = place(data, name)?;
+        if place.exists() {
+            return Err(overwriting(&place.display()));
+        }
+        places.push((place, content));
+    }
+    database.with_store(data, async |store| {
+        if !store.is_empty().await? {
+            return Err(overwriting(&"the database"));
+        }
+        Ok(store.load(&content.entries).await?)
+    })?;
+    for (place, content) in places {
+        if let Some(folder) = place.parent() {
+            files::make_private_folder(folder).with_context(|| unwritable(folder))?;
+        }
+        files::create_private(&place, content).with_context(|| unwritable(&place))?;
+    }
+    tell(&format!(
+        "Brought back {} files and {} entries of the database. Start the relay with the same options.",
+        content.files.len(),
+        content.entries.len()
+    ));
+    Ok(())
+}
+
+fn overwriting(what: &dyn std::fmt::Display) -> Failure {
+    Failure::usage(format!(
+        "{what} holds something already, and nothing is overwritten; restore into an empty --data-dir and database"
+    ))
+}
+
+fn read(path: &Path) -> Result<Content, Failure> {
+    let file = File::open(path).map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
+    let wrong = |what: &str| Failure::usage(format!("{} {what}", path.display()));
+    let mut lines = BufReader::new(file).lines().map(|line| {
+        let line = line.with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_str(&line).map_err(|_| wrong("is no backup of a relay, or is damaged"))
+    });
+    match lines.next().transpose()? {
+        Some(Line::Backup { format: FORMAT, .. }) => {}
+        Some(Line::Backup { version, .. }) => {
+            let version = version.escape_debug();
+            return Err(wrong(&format!(
+                "was made by a newer release ({version}): restore it with that one"
+            )));
+        }
+        _ => return Err(wrong("is no backup of a relay")),
+    }
+    let mut content = Content::default();
+    for line in lines {
+        match line? {
+            Line::File { name, content: text } => {
+                let octets = BASE64.decode(text).map_err(|_| wrong("is damaged"))?;
+                content.files.push((name, octets));
+            }
+            Line::Entry { table, row } => content.entries.push(Entry { table, row }),
+            Line::End { files, entries } if (files, entries) == (content.files.len(), content.entries.len()) => {
+                return Ok(content);
+            }
+            Line::End { .. } | Line::Backup { .. } => return Err(wrong("is damaged")),
+        }
+    }
+    Err(wrong("is not whole: its end is missing"))
+}
+
+/// Where a file belongs. A backup may come from anywhere, and must not write elsewhere.
+fn place(data: &SecretArgs, name: &str) -> Result<PathBuf, Failure> {
+    let known = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\\');
+    if !name.split('/').all(known) {
+        let name = name.escape_debug();
+        return Err(Failure::usage(format!(
+            "the backup holds a file with a strange name: {name}"
+        )));
+    }
+    data.place_of(name)
+}

@@ -1,0 +1,211 @@
+//! Which database the relay keeps its accounts and usage in.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Command, FromArgMatches};
+use tokio::runtime;
+
+use super::access::read_secret;
+use super::secret::SecretArgs;
+use super::{Exit, Failure, duration};
+use crate::files;
+use crate::relay::store::{PostgresConfig, Store, StoreConfig, StoreError};
+use crate::token::Secret;
+
+/// The database of a relay that was given none.
+const FILE: &str = "relay.db";
+const EXAMPLE: &str = "postgres://USER:PASSWORD@HOST/DATABASE";
+
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Data")]
+struct Options {
+    /// The PostgreSQL that keeps tokens, users, bridges and usage, as in postgres://USER@HOST/DATABASE?sslmode=require [default:
+    /// relay.db in the data folder, SQLite]
+    #[arg(long, global = true, value_name = "URL", value_parser = secret)]
+    database_url: Option<Secret>,
+    /// A file with the URL of the PostgreSQL, for one with a password
+    #[arg(long, global = true, value_name = "FILE")]
+    database_url_file: Option<PathBuf>,
+    /// Also trust the CA certificates in this file (PEM) for the PostgreSQL
+    #[arg(long, global = true, value_name = "FILE")]
+    database_ca: Option<PathBuf>,
+    /// Connections to the PostgreSQL at once
+    #[arg(long, global = true, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(2..=256))]
+    database_pool: u16,
+    /// How long the PostgreSQL may take to answer
+    #[arg(long, global = true, value_name = "TIME", default_value = "5s", value_parser = duration)]
+    database_timeout: Duration,
+}
+
+/// The options of the database.
+#[derive(Debug, Clone)]
+pub(super) struct DatabaseArgs(Options);
+
+fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret::new(text))
+}
+
+impl DatabaseArgs {
+    /// Which one it is; makes the data folder where it is needed.
+    pub(super) fn config(&self, data: &SecretArgs) -> Result<StoreConfig, Failure> {
+        let options = &self.0;
+        let url = match (&options.database_url, &options.database_url_file) {
+            (Some(url), _) if !url.expose().is_empty() => url.clone(),
+            (_, Some(path)) => read_secret("--database-url-file", path)?,
+            _ => {
+                let folder = data.folder()?;
+                files::make_private_folder(&folder)
+                    .with_context(|| format!("cannot make {} (another folder: --data-dir DIR)", folder.display()))?;
+                return Ok(StoreConfig::Sqlite(folder.join(FILE)));
+            }
+        };
+        Ok(StoreConfig::Postgres(Box::new(PostgresConfig {
+            server: parse(url.expose())?,
+            ca_file: options.database_ca.clone(),
+            pool: options.database_pool.into(),
+            timeout: options.database_timeout,
+        })))
+    }
+
+    /// The options again, for a command that must use the same database.
+    pub(super) fn repeated(&self) -> String {
+        let options = &self.0;
+        let option = |name: &str, path: &Option<PathBuf>| {
+            let path = path.as_ref().map(|path| path.display().to_string());
+            path.map_or_else(String::new, |path| format!(" --{name} '{path}'"))
+        };
+        let of_url = if options.database_url.is_some() {
+            " --database-url …"
+        } else {
+            ""
+        };
+        of_url.to_owned()
+            + &option("database-url-file", &options.database_url_file)
+            + &option("database-ca", &options.database_ca)
+    }
+
+    /// Does something with the store, as commands do beside a relay that runs.
+    pub(super) fn with_store<T>(
+        &self,
+        data: &SecretArgs,
+        work: impl AsyncFnOnce(Store) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let config = self.config(data)?;
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        runtime.context("cannot start the runtime")?.block_on(async {
+            let store = Store::open(&config).await?;
+            work(store).await
+        })
+    }
+}
+
+/// What stands in the URL is shown to nobody.
+fn parse(url: &str) -> Result<tokio_postgres::Config, Failure> {
+    // Certificates are always checked, whichever of these words asks for it.
+    let url = ["verify-full", "verify-ca"].iter().fold(url.to_owned(), |url, word| {
+        url.replace(&format!("sslmode={word}"), "sslmode=require")
+    });
+    let wrong = |why: &str| Failure::usage(format!("the URL of the database: {why}; write it as {EXAMPLE}"));
+    let config: tokio_postgres::Config = url.parse().map_err(|_| wrong("it cannot be read"))?;
+    if config.get_hosts().is_empty() {
+        return Err(wrong("it names no host"));
+    }
+    Ok(config)
+}
+
+fn has_password(url: &str) -> bool {
+    match url.parse::<tokio_postgres::Config>() {
+        Ok(config) => config.get_password().is_some(),
+        // Rather one time too often.
+        Err(_) => url.contains("password") || url.contains('@'),
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let exit = match &error {
+            StoreError::Settings(_) | StoreError::Newer { .. } => Exit::Usage,
+            StoreError::Away(_) | StoreError::Absent => Exit::Failed,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl FromArgMatches for DatabaseArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut options = Options::from_arg_matches(matches)?;
+        let given = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
+        match (given("database_url"), given("database_url_file")) {
+            (true, _)
+                if options
+                    .database_url
+                    .as_ref()
+                    .is_some_and(|url| has_password(url.expose())) =>
+            {
+                Err(clap::Error::raw(
+                    ErrorKind::ValueValidation,
+                    "--database-url takes no password: other users of this computer can read arguments.\n\
+                     Give the URL by the variable TUNNEL_DATABASE_URL or with --database-url-file FILE.\n",
+                ))
+            }
+            (true, true) => Err(clap::Error::raw(
+                ErrorKind::ArgumentConflict,
+                "--database-url and --database-url-file name two databases: give one.\n",
+            )),
+            (url, file) => {
+                // An argument goes before a variable.
+                if file && !url {
+                    options.database_url = None;
+                }
+                Ok(Self(options))
+            }
+        }
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl clap::Args for DatabaseArgs {
+    fn augment_args(command: Command) -> Command {
+        <Options as clap::Args>::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        <Options as clap::Args>::augment_args_for_update(command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_url_is_read_and_a_wrong_one_is_not_shown() {
+        let config = parse("postgres://ann:sesame@db.example.com/relay?sslmode=verify-full").unwrap();
+        assert_eq!(config.get_ssl_mode(), tokio_postgres::config::SslMode::Require);
+        for url in ["postgres://ann:sesame@db:port/x", "sesame", "postgres:///x"] {
+            let error = parse(url).unwrap_err();
+            assert!(!format!("{error:?}").contains("sesame"), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_found_wherever_it_stands() {
+        for url in [
+            "postgres://ann:x@db/y",
+            "host=db password=x",
+            "postgres://db/y?password=x",
+            "?:x@y",
+        ] {
+            assert!(has_password(url), "{url}");
+        }
+        assert!(!has_password("postgres://ann@db/y?sslmode=require"));
+    }
+}

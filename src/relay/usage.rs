@@ -1,0 +1,148 @@
+//! `GET /api/bridge/usage`: what the caller used, out of the store.
+
+use http::{HeaderMap, Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::Relay;
+use super::auth;
+use super::auth::tokens::now;
+use super::error::{Code, Error};
+use super::own::json_response;
+use super::store::usage::{MOST_ROWS, Sums, Used};
+use crate::transport::Body;
+
+const HOUR: u64 = 3600;
+const DAY: u64 = 24 * HOUR;
+/// How far back it goes unless asked otherwise, and at most, days.
+const USUAL_DAYS: u64 = 30;
+const MOST_DAYS: u64 = 3660;
+
+/// What is asked for.
+#[derive(Debug, PartialEq, Eq)]
+struct Wish {
+    days: u64,
+    /// What is added up, seconds; with none, all of it.
+    span: Option<u64>,
+}
+
+/// Answers with the caller's own usage: `?days=N` (30), `&per=hour|day|all` (day). Times are milliseconds since 1970; what is not
+/// known is null.
+///
+/// # Errors
+/// `unauthorized`, `rate_limited`, `bad_request`; `not_found` where nothing is kept, `overloaded` while the database is away.
+pub async fn answer(relay: &Relay, headers: &HeaderMap, query: Option<&str>) -> Result<Response<Body>, Error> {
+    let identity = auth::anyone(&relay.tokens, headers)?;
+    relay.buckets.take(&identity)?;
+    let _asking = relay
+        .registry
+        .enter(&identity.user, relay.config.limits.in_flight_per_user)
+        .ok_or_else(|| Error::new(Code::Overloaded, "you have as many requests in flight as one user may"))?;
+    let wish = read(query)?;
+    let keeper = relay.config.keeper.as_ref();
+    let keeper = keeper.ok_or_else(|| Error::new(Code::NotFound, "this relay keeps no usage"))?;
+    let away = || {
+        Error::new(
+            Code::Overloaded,
+            "the relay cannot reach its database; try again in a moment",
+        )
+    };
+    let store = keeper.store().ok_or_else(away)?;
+    let to = now() / HOUR * HOUR + HOUR;
+    let begin = now().saturating_sub(wish.days * DAY);
+    let (from, span) = match wish.span {
+        // Whole ones: the first is as long as the others.
+        Some(span) => (begin / span * span, span),
+        // One that is longer than time itself.
+        None => (begin / HOUR * HOUR, to * 2),
+    };
+    let used = store.usage(&identity.user, from, to, span).await.map_err(|error| {
+        tracing::warn!(%error, "the usage cannot be read");
+        away()
+    })?;
+    let lines: Vec<_> = used.iter().map(|used| line(used, from)).collect();
+    let whole = used.iter().fold(Sums::default(), |whole, used| whole.with(&used.sums));
+    Ok(json_response(
+        StatusCode::OK,
+        &json!({
+            "from": from * 1000,
+            "to": to * 1000,
+            "usage": lines,
+            "total": sums(&whole),
+            "hasMore": used.len() as u64 >= MOST_ROWS,
+        }),
+    ))
+}
+
+fn read(query: Option<&str>) -> Result<Wish, Error> {
+    let mut wish = Wish {
+        days: USUAL_DAYS,
+        span: Some(DAY),
+    };
+    for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=').unwrap_or((pair, "")) {
+            ("days", days) => {
+                let days = days.parse().ok().filter(|days| (1..=MOST_DAYS).contains(days));
+                wish.days = days.ok_or_else(|| {
+                    Error::new(
+                        Code::BadRequest,
+                        format!("days is a whole number from 1 to {MOST_DAYS}"),
+                    )
+                })?;
+            }
+            ("per", "hour") => wish.span = Some(HOUR),
+            ("per", "day") => wish.span = Some(DAY),
+            ("per", "all") => wish.span = None,
+            ("per", _) => return Err(Error::new(Code::BadRequest, "per is hour, day or all")),
+            // The token of those who cannot set headers, and what later releases know.
+            _ => {}
+        }
+    }
+    Ok(wish)
+}
+
+fn line(used: &Used, from: u64) -> Value {
+    let mut line = sums(&used.sums);
+    line["from"] = (used.from.max(from) * 1000).into();
+    line["token"] = json!({"id": used.token, "label": used.label});
+    line["bridge"] = json!({"id": used.bridge, "name": used.bridge_name});
+    line["model"] = (!used.model.is_empty()).then_some(used.model.as_str()).into();
+    line
+}
+
+fn sums(sums: &Sums) -> Value {
+    let mean = |sum: u64, count: u64| (count > 0).then(|| sum as f64 / count as f64 / 1e3);
+    json!({
+        "exchanges": sums.exchanges,
+        "errors": sums.errors,
+        "cancelled": sums.cancelled,
+        "bytesReceived": sums.received,
+        "bytesSent": sums.sent,
+        "promptTokens": sums.prompts.known(),
+        "completionTokens": sums.completions.known(),
+        "countedExchanges": sums.completions.exchanges.max(sums.prompts.exchanges),
+        "firstByteMs": mean(sums.first_byte_us, sums.answered),
+        "totalMs": mean(sums.total_us, sums.exchanges),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_is_read() {
+        let wish = |query| read(Some(query)).ok();
+        assert_eq!(read(None).ok(), wish("days=30&per=day"));
+        assert_eq!(
+            wish("per=hour&days=1&x"),
+            Some(Wish {
+                days: 1,
+                span: Some(HOUR)
+            })
+        );
+        assert_eq!(wish("per=all"), Some(Wish { days: 30, span: None }));
+        for wrong in ["days=0", "days=", "days=9999999", "per=week"] {
+            assert_eq!(wish(wrong), None, "{wrong}");
+        }
+    }
+}
