@@ -10,6 +10,8 @@
 mod harness;
 
 #[cfg(target_os = "linux")]
+mod accounts;
+#[cfg(target_os = "linux")]
 mod acme;
 mod bench;
 mod breaking;

@@ -100,7 +100,7 @@ on_each_transport! {
 /// Lets this time pass on the clock of the runtime, in steps that leave room for everybody's pings. The long run
 /// (`TUNNEL_LONG_TESTS=1`) waits for three real minutes instead.
 async fn silence(time: Duration) {
-    if std::env::var_os("TUNNEL_LONG_TESTS").is_some() {
+    if crate::harness::long() {
         tokio::time::sleep(Duration::from_secs(180)).await;
         return;
     }

@@ -1,5 +1,7 @@
 //! What the scenarios stand on. Everything listens on port 0, and every wait is for an event.
 
+#[cfg(target_os = "linux")]
+pub(crate) mod accounts;
 pub(crate) mod bridge;
 pub(crate) mod caller;
 pub(crate) mod corporate;
@@ -35,6 +37,11 @@ pub(crate) use upstream::Upstream;
 
 /// What a test waits at most for an event that must come.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Whether the long run is wanted (`TUNNEL_LONG_TESTS=1`).
+pub(crate) fn long() -> bool {
+    std::env::var_os("TUNNEL_LONG_TESTS").is_some()
+}
 
 /// Waits for an event, and fails with its name if it does not come.
 pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
