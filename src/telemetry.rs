@@ -26,9 +26,16 @@ static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
 static FOR_PEOPLE: AtomicBool = AtomicBool::new(true);
 
+static TELLS_INFO: AtomicBool = AtomicBool::new(true);
+
 /// Whether people read what this process says.
 pub fn is_for_people() -> bool {
     FOR_PEOPLE.load(Ordering::Relaxed)
+}
+
+/// Whether what is of level `info` is told now.
+pub fn tells_info() -> bool {
+    TELLS_INFO.load(Ordering::Relaxed)
 }
 
 /// Starts the log. `verbosity`: 0 as usual, above it more, -1 warnings only, below it errors only. Lines go above the status lines of `above`.
@@ -89,6 +96,7 @@ pub fn set_level(name: &str) -> Result<(), UnknownLevel> {
 
 /// Only what this program says; its dependencies are quiet.
 fn ours(level: LevelFilter) -> Targets {
+    TELLS_INFO.store(level >= LevelFilter::INFO, Ordering::Relaxed);
     Targets::new().with_target("tunnel", level)
 }
 

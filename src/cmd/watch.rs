@@ -40,9 +40,9 @@ impl WatchArgs {
         self.metrics_listen.is_some()
     }
 
-    /// The access log, if there is to be one: it is part of what the log tells without being asked for more.
+    /// The access log, if there is to be one.
     pub(super) fn access_log(&self) -> Result<Option<Log>, Failure> {
-        if self.access_log == Switch::Off || !tracing::enabled!(tracing::Level::INFO) {
+        if self.access_log == Switch::Off {
             return Ok(None);
         }
         let format = if telemetry::is_for_people() {

@@ -24,6 +24,7 @@ use super::metrics::{Ended, Outcome, RouteClass, Transport};
 use super::proxies::Told;
 use super::registry::Session;
 use super::router::Target;
+use crate::telemetry;
 use crate::transport::headers::X_REQUEST_ID;
 
 /// One exchange; dropping it is its end.
@@ -266,7 +267,14 @@ impl Drop for Record {
             first_byte: self.first_byte,
             total,
         });
-        if let Some(log) = &self.relay.config.access_log {
+        // It is of level `info`, as most of the log.
+        if let Some(log) = self
+            .relay
+            .config
+            .access_log
+            .as_ref()
+            .filter(|_| telemetry::tells_info())
+        {
             self.log(log, outcome, total);
         }
         self.note_usage(outcome, total);

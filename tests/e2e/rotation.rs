@@ -154,6 +154,51 @@ async fn what_cannot_be_read_again_stays_as_it_was() {
 }
 
 #[tokio::test]
+async fn the_access_log_follows_the_level_of_the_log() {
+    let home = tempfile::tempdir().unwrap();
+    let (secret, level) = (home.path().join("secret"), home.path().join("level"));
+    fs::write(&secret, NEW_SECRET).unwrap();
+    fs::write(&level, "warn").unwrap();
+    let options = [
+        "--jwt-secret-file",
+        secret.to_str().unwrap(),
+        "--log-level-file",
+        level.to_str().unwrap(),
+    ];
+    let (mut relay, address) = Process::relay(home.path(), &options).await;
+    let mut caller = Caller::connect(address, "nobody's").await;
+    for words in ["path=/first", "path=/second"] {
+        fs::write(&secret, NEW_SECRET).unwrap();
+        fs::write(&level, "info").unwrap();
+        relay.signal(Signal::HUP);
+        let line = line_before("path=/unseen", "what=\"log level\"", &mut relay).await;
+        assert!(line.contains("read again"), "{line}");
+        text(caller.get(&words["path=".len()..]).await).await;
+        line_before("path=/unseen", words, &mut relay).await;
+
+        // What cannot be read is told at this level, too.
+        fs::write(&secret, "short").unwrap();
+        fs::write(&level, "warn").unwrap();
+        relay.signal(Signal::HUP);
+        relay.error_line("goes on").await;
+        // The one is over when the other is answered.
+        text(caller.get("/unseen").await).await;
+        text(caller.get("/afterwards").await).await;
+    }
+}
+
+/// The next line with these words; none before it has the others.
+async fn line_before(never: &str, words: &str, relay: &mut Process) -> String {
+    loop {
+        let line = relay.error_line("").await;
+        assert!(!line.contains(never), "{line}");
+        if line.contains(words) {
+            return line;
+        }
+    }
+}
+
+#[tokio::test]
 async fn ids_of_bridges_are_kept_beside_the_secret_and_for_the_owner_alone() {
     use std::os::unix::fs::PermissionsExt;
     let home = tempfile::tempdir().unwrap();
