@@ -1,6 +1,7 @@
 //! A relay elsewhere, looked at before anything is measured: whether it takes the token, and whether the desktop is there.
 
-use http::{Method, StatusCode};
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method, StatusCode};
 use serde_json::Value;
 
 use super::super::{Exit, Failure};
@@ -62,13 +63,10 @@ impl Site {
 
 /// Any answer but that the token is refused.
 async fn ask(caller: &Caller, method: Method, path: &str, json: Option<&'static str>) -> Result<Answer, Failure> {
-    let request = caller.request(method, path, json.map_or_else(empty, full));
-    let mut request = request.map_err(|error| Failure::new(Exit::Failed, error))?;
-    if json.is_some() {
-        let json = http::HeaderValue::from_static("application/json");
-        request.headers_mut().insert(http::header::CONTENT_TYPE, json);
-    }
-    let answer = caller.fetch(request, LONGEST).await;
+    let kind = (CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let headers = json.map(|_| kind).into_iter().collect();
+    let body = json.map_or_else(empty, full);
+    let answer = caller.fetch(method, path, headers, body, LONGEST).await;
     let answer = answer.map_err(|error| Failure::new(Exit::Failed, error))?;
     let code = answer.headers.get(headers::TUNNEL_ERROR);
     let code = code.and_then(|code| code.to_str().ok()).unwrap_or_default();

@@ -32,10 +32,10 @@ async fn preflight(site: &Site, origin: &HeaderValue) -> Verdict {
     headers.insert(ORIGIN, origin.clone());
     headers.insert(ACCESS_CONTROL_REQUEST_METHOD, HeaderValue::from_static("POST"));
     headers.insert(ACCESS_CONTROL_REQUEST_HEADERS, HeaderValue::from_static(NEEDED));
-    let asked = site.ask(&site.stranger, Method::OPTIONS, "/api/chat", empty(), headers);
+    let asked = site.ask(&site.stranger, Method::OPTIONS, "/api/chat", headers, empty());
     let answer = match asked.await {
         Ok(answer) => answer,
-        Err(error) => return Verdict::fail(error, ""),
+        Err(error) => return site.broken(&error),
     };
     if !answer.status.is_success() {
         return Verdict::fail(
@@ -76,13 +76,13 @@ async fn preflight(site: &Site, origin: &HeaderValue) -> Verdict {
 async fn answered(site: &Site, origin: &HeaderValue) -> Verdict {
     let headers = HeaderMap::from_iter([(ORIGIN, origin.clone())]);
     match site
-        .ask(&site.stranger, Method::GET, "/api/tags", empty(), headers)
+        .ask(&site.stranger, Method::GET, "/api/tags", headers, empty())
         .await
     {
         Ok(answer) => {
             permitted(site, &answer.headers, origin).unwrap_or_else(|| Verdict::pass("may be read, errors too"))
         }
-        Err(error) => Verdict::fail(error, ""),
+        Err(error) => site.broken(&error),
     }
 }
 

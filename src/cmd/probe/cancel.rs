@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use http::{Method, Response};
+use http::{HeaderMap, Method, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
@@ -74,10 +74,8 @@ async fn begun(
     head: bool,
     came: oneshot::Receiver<Duration>,
 ) -> Result<Held, Verdict> {
-    let failed = |error: CallError| Verdict::fail(error, site.remedy(Cause::BadGateway));
-    let request = through.caller.request(Method::GET, path, empty()).map_err(failed)?;
-    let caller = through.caller.clone();
-    let mut asked = async move { caller.send(request).await }.boxed();
+    let (caller, path) = (through.caller.clone(), path.to_owned());
+    let mut asked = async move { caller.send(Method::GET, &path, HeaderMap::new(), empty()).await }.boxed();
     let waited = timeout(BEGUN_WITHIN, async {
         if !head {
             tokio::select! {
@@ -93,7 +91,7 @@ async fn begun(
         Ok(Ok(Some(response))) if head && response.status().is_success() => Ok(Ok(response)),
         Ok(Ok(Some(response))) => Err(site.unexpected(response.status(), response.headers(), &[])),
         Ok(Ok(None)) => Ok(Err(asked)),
-        Ok(Err(error)) => Err(failed(error)),
+        Ok(Err(error)) => Err(site.broken(&error)),
         Err(_) if head => Err(Verdict::skipped("answers do not come piece by piece: see streaming")),
         Err(_) => Err(Verdict::skipped("the request did not come to the upstream in time")),
     }

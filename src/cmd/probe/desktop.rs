@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout};
 use super::report::{Group, Verdict, figure, ms};
 use super::site::{Site, code, detail};
 use crate::cmd::rig::caller::Caller;
+use crate::cmd::rig::lines::Lines;
 use crate::transport::full;
 
 /// Ollamas before this let anybody who reaches them read their memory (CVE-2026-7482).
@@ -55,7 +56,7 @@ async fn find(site: &Site, wanted: Option<&str>) -> Result<(String, Verdict), Ve
     let answer = site
         .get(&site.caller(), "/api/bridge")
         .await
-        .map_err(|error| Verdict::fail(error, ""))?;
+        .map_err(|error| site.broken(&error))?;
     if answer.status != StatusCode::OK {
         return Err(site.unexpected_answer(&answer));
     }
@@ -104,7 +105,7 @@ async fn ollama(site: &Site, caller: &Caller) -> Verdict {
     let began = Instant::now();
     let answer = match site.get(caller, "/api/version").await {
         Ok(answer) => answer,
-        Err(error) => return Verdict::fail(error, ""),
+        Err(error) => return site.broken(&error),
     };
     let took = began.elapsed();
     match code(&answer.headers).as_deref() {
@@ -178,16 +179,11 @@ async fn listed(site: &Site, caller: &Caller) -> Verdict {
 async fn generated(site: &Site, caller: &Caller, model: &str) -> Verdict {
     let asked = json!({"model": model, "prompt": "Say hello in one short sentence.", "options": {"num_predict": 32}});
     let began = Instant::now();
-    let request = caller.request(Method::POST, "/api/generate", full(asked.to_string()));
-    let sent = async {
-        let mut request = request?;
-        let json = HeaderValue::from_static("application/json");
-        request.headers_mut().insert(CONTENT_TYPE, json);
-        caller.send(request).await
-    };
+    let json = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+    let sent = caller.send(Method::POST, "/api/generate", json, full(asked.to_string()));
     let response = match sent.await {
         Ok(response) => response,
-        Err(error) => return Verdict::fail(error, ""),
+        Err(error) => return site.broken(&error),
     };
     let (head, body) = response.into_parts();
     if !head.status.is_success() {
@@ -237,7 +233,7 @@ struct Told {
 
 async fn read(mut body: hyper::body::Incoming, began: Instant) -> Told {
     let mut told = Told::default();
-    let mut rest = Vec::new();
+    let mut lines = Lines::default();
     let mut octets = 0;
     while let Some(frame) = body.frame().await {
         let Ok(frame) = frame else {
@@ -248,13 +244,11 @@ async fn read(mut body: hyper::body::Incoming, began: Instant) -> Told {
             continue;
         };
         octets += data.len();
-        if octets > ANSWER {
+        if octets > ANSWER || lines.push(data).is_err() {
             told.error = Some("the answer does not end".to_owned());
             return told;
         }
-        rest.extend_from_slice(data);
-        while let Some(end) = rest.iter().position(|octet| *octet == b'\n') {
-            let line: Vec<u8> = rest.drain(..=end).collect();
+        while let Some(line) = lines.read() {
             told.take(&serde_json::from_slice(&line).unwrap_or_default(), began);
         }
     }

@@ -12,9 +12,8 @@ use tokio::time::Instant;
 
 use super::remedy::Cause;
 use super::report::{Group, Verdict, figure, ms};
-use super::site::{SMALL, Site, code, detail, told};
+use super::site::{SMALL, Site, code, told};
 use super::through::Through;
-use crate::cmd::rig::caller::CallError;
 use crate::cmd::rig::pattern::{self, Check};
 use crate::cmd::rig::upstream::{ECHO, METHOD, MIRROR, SINK, SOURCE, TWICE};
 use crate::transport::headers::TUNNEL_ERROR;
@@ -58,12 +57,12 @@ async fn methods(site: &Site, through: &Through) -> Verdict {
         };
         let expected = if method == Method::POST { "a body" } else { "" };
         let asked = site
-            .ask(&through.caller, method.clone(), ECHO, body, HeaderMap::new())
+            .ask(&through.caller, method.clone(), ECHO, HeaderMap::new(), body)
             .await;
         let answer = match asked {
             Ok(answer) if answer.status == StatusCode::OK => answer,
             Ok(answer) => return site.unexpected_answer(&answer),
-            Err(error) => return broken(site, &error),
+            Err(error) => return site.broken(&error),
         };
         let arrived = answer.headers.get(METHOD).and_then(|arrived| arrived.to_str().ok());
         if arrived != Some(method.as_str()) {
@@ -89,7 +88,7 @@ async fn mirrored(
     headers: HeaderMap,
 ) -> Result<(Value, HeaderMap), Verdict> {
     let path = format!("{MIRROR}{below}");
-    match site.ask(&through.caller, Method::GET, &path, empty(), headers).await {
+    match site.ask(&through.caller, Method::GET, &path, headers, empty()).await {
         Ok(answer) if answer.status == StatusCode::OK => match serde_json::from_slice(&answer.body) {
             Ok(seen) => Ok((seen, answer.headers)),
             Err(_) => Err(Verdict::fail(
@@ -98,7 +97,7 @@ async fn mirrored(
             )),
         },
         Ok(answer) => Err(site.unexpected_answer(&answer)),
-        Err(error) => Err(broken(site, &error)),
+        Err(error) => Err(site.broken(&error)),
     }
 }
 
@@ -209,7 +208,10 @@ async fn crowd(site: &Site, through: &Through) -> Verdict {
                 let seen: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
                 match seen["target"] == path {
                     true => Ok(()),
-                    false => Err(Verdict::fail("an answer went to the wrong caller", "")),
+                    false => Err(Verdict::fail(
+                        "an answer went to the wrong caller",
+                        "switch off caches and rewriting in what stands before the relay, or update the relay",
+                    )),
                 }
             }
             Ok(answer) if code(&answer.headers).is_some() => Err(site.unexpected_answer(&answer)),
@@ -253,17 +255,18 @@ async fn bulk(site: &Site, through: &Through, octets: u64) -> Verdict {
 
 async fn upload(site: &Site, through: &Through, octets: u64) -> Result<(), Verdict> {
     let length = HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from(octets))]);
-    let asked = async {
-        let body = pattern::body(octets);
-        let mut request = through.caller.request(Method::POST, SINK, body)?;
-        request.headers_mut().extend(length);
-        through.caller.fetch(request, SMALL).await
-    };
+    let body = pattern::body(octets);
+    let asked = through.caller.fetch(Method::POST, SINK, length, body, SMALL);
     let answer = match asked.await {
         Ok(answer) if answer.status == StatusCode::OK => answer,
-        Ok(answer) if answer.status == StatusCode::PAYLOAD_TOO_LARGE => return Err(too_large(site, octets, &answer)),
+        Ok(answer) if answer.status == StatusCode::PAYLOAD_TOO_LARGE && code(&answer.headers).is_none() => {
+            return Err(Verdict::fail(
+                format!("413: something before the relay takes no body of {} MiB", octets / MIB),
+                site.remedy(Cause::BodyLimit),
+            ));
+        }
         Ok(answer) => return Err(site.unexpected_answer(&answer)),
-        Err(error) => return Err(broken(site, &error)),
+        Err(error) => return Err(site.broken(&error)),
     };
     let seen: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
     compared(
@@ -274,30 +277,10 @@ async fn upload(site: &Site, through: &Through, octets: u64) -> Result<(), Verdi
     )
 }
 
-fn too_large(site: &Site, octets: u64, answer: &crate::cmd::rig::caller::Answer) -> Verdict {
-    let size = octets / MIB;
-    match code(&answer.headers) {
-        Some(code) => Verdict::fail(
-            format!(
-                "the relay takes no body of {size} MiB ({code}): {}",
-                detail(&answer.body)
-            ),
-            "raise --max-body at the relay, or leave it out",
-        ),
-        None => Verdict::fail(
-            format!("413: something before the relay takes no body of {size} MiB"),
-            site.remedy(Cause::BodyLimit),
-        ),
-    }
-}
-
 async fn download(site: &Site, through: &Through, octets: u64) -> Result<(), Verdict> {
     let path = format!("{SOURCE}?octets={octets}");
-    let asked = async {
-        let request = through.caller.request(Method::GET, &path, empty())?;
-        through.caller.send(request).await
-    };
-    let response = asked.await.map_err(|error| broken(site, &error))?;
+    let asked = through.caller.send(Method::GET, &path, HeaderMap::new(), empty());
+    let response = asked.await.map_err(|error| site.broken(&error))?;
     if response.status() != StatusCode::OK {
         let (head, body) = response.into_parts();
         let body = collect(body, SMALL).await.unwrap_or_default();
@@ -335,8 +318,4 @@ fn compared(way: &str, sent: u64, arrived: u64, wrong_at: Option<u64>) -> Result
         seen,
         "something between changes bodies: a filter of a proxy, or a virus scanner",
     ))
-}
-
-fn broken(site: &Site, error: &CallError) -> Verdict {
-    Verdict::fail(error, site.remedy(Cause::BadGateway))
 }

@@ -23,13 +23,14 @@ mod watch;
 mod websocket;
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::ValueEnum;
 use futures_util::future::{join, join_all};
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue, Method};
 use indicatif::MultiProgress;
 use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
@@ -45,9 +46,11 @@ use super::rig::caller::Caller;
 use super::rig::upstream::Upstream;
 use super::{Exit, Failure, duration, print};
 use crate::bridge::choice::Transport;
+use crate::relay::auth::tokens::now;
 use crate::shutdown::Shutdown;
 use crate::token::{Claims, Secret};
 use crate::transport::dial::BaseUrl;
+use crate::transport::empty;
 
 const EXAMPLE: &str = "\
 Examples:
@@ -79,13 +82,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     expired_token_file: Option<PathBuf>,
     /// Only these checks, and what they need; may be repeated
-    #[arg(
-        long,
-        value_name = "GROUP",
-        value_enum,
-        value_delimiter = ',',
-        hide_possible_values = true
-    )]
+    #[arg(long, value_name = "GROUP", value_enum, value_delimiter = ',')]
     only: Vec<Group>,
     /// Look for the longest silence that gets through; takes more than two minutes
     #[arg(long)]
@@ -170,10 +167,7 @@ async fn health(args: &Args, url: &str) -> Result<(), Failure> {
         dialer
     };
     let caller = Caller::new(&dialer, &relay);
-    let asked = async {
-        let request = caller.request(http::Method::GET, "/healthz", crate::transport::empty())?;
-        caller.fetch(request, site::SMALL).await
-    };
+    let asked = caller.fetch(Method::GET, "/healthz", HeaderMap::new(), empty(), site::SMALL);
     let failed = match tokio::time::timeout(args.timeout, asked).await {
         Ok(Ok(answer)) if answer.status.is_success() => return Ok(()),
         Ok(Ok(answer)) => format!("{relay} answered {}", site::told(answer.status)),
@@ -251,16 +245,15 @@ fn site(args: &Args, progress: &Progress) -> Result<Site, Failure> {
         board: Board::new(args.timeout, &args.only, progress.clone()),
         fronts: remedy::Fronts::default(),
         goodbyes: TaskTracker::new(),
-        trip: Arc::default(),
-        stall_us: Arc::default(),
+        trip: OnceLock::new(),
+        stall_us: AtomicU64::new(0),
     })
 }
 
 /// Whether a token has ended; one that does not say so is given the benefit of the doubt.
 fn has_ended(token: &Secret) -> bool {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let end = Claims::peek(token).and_then(|claims| claims.exp);
-    end.is_none_or(|end| end <= now.as_secs())
+    end.is_none_or(|end| end <= now())
 }
 
 /// A caller reaches the bridges of the same user only.
@@ -312,9 +305,12 @@ async fn wanted<T>(wanted: bool, check: impl Future<Output = T>) -> Option<T> {
 /// Opens the way over one transport; none where it is known that it does not get through, and then the reason is noted.
 async fn open(site: &Site, upstream: &Upstream, transport: Transport, possible: Result<(), String>) -> Option<Through> {
     let opened = match possible {
-        Ok(()) => Through::open(site, upstream, transport)
-            .await
-            .map_err(|why| Verdict::fail(why, "")),
+        Ok(()) => Through::open(site, upstream, transport).await.map_err(|why| {
+            Verdict::fail(
+                why,
+                "look into the relay's log for this bridge, and into that of what stands before it",
+            )
+        }),
         Err(why) => Err(Verdict::skipped(why)),
     };
     match opened {

@@ -95,7 +95,7 @@ async fn walk(site: &Site) -> Result<Times, Trouble> {
         let sent = Instant::now();
         let caller = site.caller().to_bridge(&poller.name);
         let answer = site
-            .ask(&caller, Method::POST, "/api/generate", full("{}"), HeaderMap::new())
+            .ask(&caller, Method::POST, "/api/generate", HeaderMap::new(), full("{}"))
             .await;
         match answer {
             Ok(answer) if answer.status == StatusCode::OK && &answer.body[..] == WORDS.as_bytes() => {
@@ -133,11 +133,9 @@ impl Drop for Poller<'_> {
         let path = format!("{HEARTBEAT}/{}", self.id);
         let (owner, headers, registered) = (self.site.owner(), self.headers(), !self.id.is_empty());
         let goodbye = async move {
-            if let Ok(mut request) = owner.request(Method::POST, &path, full(r#"{"drain":true}"#)) {
-                request.headers_mut().extend(headers);
-                // If it does not hear this, it finds out by itself.
-                let _ = owner.fetch(request, SMALL).await;
-            }
+            let drain = full(r#"{"drain":true}"#);
+            // If it does not hear this, it finds out by itself.
+            let _ = owner.fetch(Method::POST, &path, headers, drain, SMALL).await;
         };
         if registered {
             self.site.goodbyes.spawn(goodbye);
@@ -181,7 +179,7 @@ impl<'a> Poller<'a> {
     async fn poll(&self) -> Result<Batch, Trouble> {
         let path = format!("{POLL}/{}?timeout={}", self.id, HELD.as_millis());
         let owner = self.site.owner();
-        let asked = self.site.ask(&owner, Method::GET, &path, full(""), self.headers());
+        let asked = self.site.ask(&owner, Method::GET, &path, self.headers(), full(""));
         let answer = self.judge(asked.await, "the poll")?;
         serde_json::from_slice(&answer.body).map_err(|error| {
             let seen = format!("the poll was answered with something else: {error}");
@@ -203,7 +201,7 @@ impl<'a> Poller<'a> {
     async fn post(&self, path: &str, message: &impl Serialize) -> Result<Answer, Trouble> {
         let body = serde_json::to_vec(message).map_err(|error| Trouble(Verdict::skipped(error)))?;
         let owner = self.site.owner();
-        let asked = self.site.ask(&owner, Method::POST, path, full(body), self.headers());
+        let asked = self.site.ask(&owner, Method::POST, path, self.headers(), full(body));
         self.judge(asked.await, path)
     }
 

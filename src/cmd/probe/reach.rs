@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
-use http::Version;
 use http::header::DATE;
+use http::{HeaderMap, Method, Version};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, lookup_host};
@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use super::report::{Group, Verdict, figure, ms};
 use super::site::Site;
+use crate::cmd::rig::caller::CallError;
 use crate::transport::dial::{DialError, Origin, Stream};
 use crate::transport::empty;
 
@@ -93,8 +94,7 @@ async fn front(site: &Site) -> Verdict {
 }
 
 async fn resolve(origin: &Origin) -> Result<Vec<SocketAddr>, String> {
-    let host = origin.host().trim_matches(['[', ']']).to_owned();
-    let found = timeout(CONNECT, lookup_host((host, origin.port()))).await;
+    let found = timeout(CONNECT, lookup_host((origin.bare_host(), origin.port()))).await;
     match found {
         Ok(Ok(found)) => Ok(found.collect()),
         Ok(Err(error)) => Err(error.to_string()),
@@ -109,7 +109,7 @@ fn name(origin: &Origin, found: Result<&[SocketAddr], &String>) -> Verdict {
         Ok(_) => return no_name(host, "it has no address"),
         Err(error) => return no_name(host, error),
     };
-    if host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
+    if origin.bare_host().parse::<IpAddr>().is_ok() {
         return Verdict::pass("an address, no name");
     }
     let of = |v4| found.iter().filter(move |address| address.is_ipv4() == v4);
@@ -259,14 +259,12 @@ fn certificate_remedy(words: &str) -> &'static str {
 async fn http_and_clock(site: &Site) -> bool {
     let version = site.board.begin(Group::Reach, "http", None);
     let clock = site.board.begin(Group::Reach, "clock", None);
-    let asked = async {
-        let request = site.stranger.request(http::Method::GET, "/healthz", empty())?;
-        let began = Instant::now();
-        let response = site.stranger.send(request).await?;
-        Ok::<_, crate::cmd::rig::caller::CallError>((response, began.elapsed()))
-    };
-    match timeout(site.board.limit(), asked).await {
-        Ok(Ok((response, took))) => {
+    let began = Instant::now();
+    let asked = site.stranger.send(Method::GET, "/healthz", HeaderMap::new(), empty());
+    let limit = site.board.limit();
+    match timeout(limit, asked).await.unwrap_or(Err(CallError::Silent(limit))) {
+        Ok(response) => {
+            let took = began.elapsed();
             site.fronts.learn(response.headers());
             let spoken = match response.version() {
                 Version::HTTP_2 => "HTTP/2",
@@ -279,16 +277,8 @@ async fn http_and_clock(site: &Site) -> bool {
             clock.finish(compare_clocks(date, took));
             true
         }
-        Ok(Err(error)) => {
+        Err(error) => {
             version.finish(Verdict::fail(error, "check that a web server answers at this address"));
-            clock.finish(Verdict::skipped("there was no answer"));
-            false
-        }
-        Err(_) => {
-            version.finish(Verdict::fail(
-                "no answer to a request",
-                "check that a web server answers at this address",
-            ));
             clock.finish(Verdict::skipped("there was no answer"));
             false
         }

@@ -1,6 +1,6 @@
 //! What to change where a check does not pass: for the proxy that was seen, or for the usual ones.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use http::header::{SERVER, VIA};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -46,8 +46,8 @@ impl Front {
 const HAPROXY_WORDS: &str = "Your browser sent an invalid request.";
 
 /// What was seen of the front so far; shared by all checks.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Fronts(Arc<Mutex<Option<Front>>>);
+#[derive(Debug, Default)]
+pub(super) struct Fronts(Mutex<Option<Front>>);
 
 impl Fronts {
     /// Learns from an answer.

@@ -1,6 +1,6 @@
 //! The relay's paths: there, and closed to everybody without a token that is valid.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use futures_util::future::{join, join_all};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
@@ -9,9 +9,11 @@ use tokio::time::Instant;
 
 use super::remedy::Cause;
 use super::report::{Check, Group, Verdict};
-use super::site::{Site, code, detail, told};
-use crate::cmd::rig::caller::{Answer, CallError, Caller};
+use super::site::{Site, code, detail, own_remedy, told};
+use crate::cmd::rig::caller::{Answer, Caller};
 use crate::random;
+use crate::relay::auth::Scopes;
+use crate::relay::auth::tokens::now;
 use crate::token::{Claims, Secret};
 use crate::transport::headers::{TUNNEL_BRIDGE, X_API_KEY};
 use crate::transport::{empty, full, poll, ws};
@@ -59,7 +61,7 @@ async fn healthy(site: &Site) -> Verdict {
     match site.get(&site.stranger, "/healthz").await {
         Ok(answer) if answer.status == StatusCode::OK => Verdict::pass("alive"),
         Ok(answer) => site.unexpected_answer(&answer),
-        Err(error) => broken(&error),
+        Err(error) => site.broken(&error),
     }
 }
 
@@ -75,14 +77,14 @@ async fn is_ready(site: &Site) -> Verdict {
             "if it is stopping, wait for its successor",
         ),
         Ok(answer) => site.unexpected_answer(&answer),
-        Err(error) => broken(&error),
+        Err(error) => site.broken(&error),
     }
 }
 
 async fn same_version(site: &Site) -> Verdict {
     let answer = match site.get(&site.stranger, "/-/version").await {
         Ok(answer) => answer,
-        Err(error) => return broken(&error),
+        Err(error) => return site.broken(&error),
     };
     let told = json(&answer).filter(|value| value.get("name").and_then(Value::as_str) == Some("tunnel"));
     let Some(version) = told.as_ref().and_then(|value| value.get("version")?.as_str()) else {
@@ -114,10 +116,6 @@ fn status_of(answer: &Answer) -> String {
         .and_then(Value::as_str)
         .unwrap_or("no word")
         .to_owned()
-}
-
-fn broken(error: &CallError) -> Verdict {
-    Verdict::fail(error, "something before the relay cuts connections; look into its log")
 }
 
 /// Whether the tokens are accepted, and what for.
@@ -165,7 +163,7 @@ async fn accepted(site: &Site, token: &Secret) -> Result<(), (Verdict, bool)> {
     let answer = match with {
         Ok(answer) if answer.status == StatusCode::OK => return Ok(()),
         Ok(answer) => answer,
-        Err(error) => return Err((broken(&error), false)),
+        Err(error) => return Err((site.broken(&error), false)),
     };
     if code(&answer.headers).as_deref() != Some("unauthorized") {
         return Err((site.unexpected_answer(&answer), false));
@@ -176,8 +174,8 @@ async fn accepted(site: &Site, token: &Secret) -> Result<(), (Verdict, bool)> {
         let seen = "the token was sent, and the relay saw none: something removes the Authorization header";
         return Err((Verdict::fail(seen, site.remedy(Cause::NoAuthorization)), false));
     }
-    let remedy = "get a new one from the relay's operator: tunnel relay token --user NAME";
-    Err((Verdict::fail(format!("refused: {words}"), remedy), true))
+    let refused = Verdict::fail(format!("refused: {words}"), own_remedy("unauthorized"));
+    Err((refused, true))
 }
 
 /// Whether the token is good when it comes in another header.
@@ -187,7 +185,7 @@ async fn gets_in_otherwise(site: &Site, token: &Secret) -> bool {
     };
     key.set_sensitive(true);
     let headers = HeaderMap::from_iter([(X_API_KEY, key)]);
-    let asked = site.ask(&site.stranger, Method::GET, "/api/bridge", empty(), headers);
+    let asked = site.ask(&site.stranger, Method::GET, "/api/bridge", headers, empty());
     asked.await.is_ok_and(|answer| answer.status == StatusCode::OK)
 }
 
@@ -199,8 +197,7 @@ fn described(token: &Secret) -> Verdict {
         .scope
         .as_deref()
         .map_or(String::new(), |scope| format!(", for {scope}"));
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let left = claims.exp.map(|end| Duration::from_secs(end).saturating_sub(now));
+    let left = claims.exp.map(|end| Duration::from_secs(end.saturating_sub(now())));
     let end = left.map_or("never ends".to_owned(), |left| {
         format!("ends in {}", days_or_less(left))
     });
@@ -228,7 +225,7 @@ fn days_or_less(time: Duration) -> String {
 /// Whether the token is for bridges: a registration without content is refused for that reason, or for another.
 async fn may_attach(site: &Site) -> Result<(), String> {
     let owner = site.owner();
-    let asked = site.ask(&owner, Method::POST, poll::REGISTER, full("{}"), HeaderMap::new());
+    let asked = site.ask(&owner, Method::POST, poll::REGISTER, HeaderMap::new(), full("{}"));
     match asked.await {
         Ok(answer) if code(&answer.headers).as_deref() == Some("forbidden") => {
             Err("the token is not for bridges (scope bridge)".to_owned())
@@ -239,14 +236,11 @@ async fn may_attach(site: &Site) -> Result<(), String> {
 
 /// Whether the token is for requests, as far as it says itself: to ask could keep a request waiting for a bridge.
 fn may_request(token: &Secret) -> Result<(), String> {
-    let scope = Claims::peek(token).and_then(|claims| claims.scope).unwrap_or_default();
-    let has = |name| scope.split(' ').any(|scope| scope == name);
-    if has("bridge") && !has("api") {
-        return Err(
-            "the token is not for requests (scope api); give one that is with --api-token-file FILE".to_owned(),
-        );
+    let scope = Claims::peek(token).and_then(|claims| claims.scope);
+    if Scopes::parse(scope.as_deref()).api {
+        return Ok(());
     }
-    Ok(())
+    Err("the token is not for requests (scope api); give one that is with --api-token-file FILE".to_owned())
 }
 
 /// A token that ends so soon may end while it is used here.
@@ -306,14 +300,14 @@ async fn is_closed(site: &Site, method: Method, path: String) -> Verdict {
     }
     let asked = strangers.iter().map(|stranger| {
         let body = if method == Method::POST { full("{}") } else { empty() };
-        site.ask(&stranger.caller, method.clone(), &path, body, nowhere())
+        site.ask(&stranger.caller, method.clone(), &path, nowhere(), body)
     });
     let answers = join_all(asked).await;
     for (stranger, answer) in strangers.iter().zip(answers) {
         match answer {
             Ok(answer) if code(&answer.headers).as_deref() == Some("unauthorized") => {}
             Ok(answer) => return not_closed(site, stranger.what, &answer),
-            Err(error) => return broken(&error),
+            Err(error) => return site.broken(&error),
         }
     }
     let kinds: Vec<_> = strangers.iter().map(|stranger| stranger.what).collect();

@@ -1,8 +1,8 @@
 //! The deployment that is looked at: where it is, what may be asked of it, and how an answer is read.
 
 use std::convert::Infallible;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::header::LOCATION;
@@ -26,7 +26,6 @@ pub(super) const SMALL: usize = 1024 * 1024;
 const TICK: Duration = Duration::from_millis(10);
 
 /// What the checks share.
-#[derive(Clone)]
 pub(super) struct Site {
     pub(super) relay: RelayUrl,
     pub(super) dialer: Dialer,
@@ -39,9 +38,9 @@ pub(super) struct Site {
     pub(super) board: Board,
     pub(super) fronts: Fronts,
     /// How long a small request takes.
-    pub(super) trip: Arc<OnceLock<Duration>>,
+    pub(super) trip: OnceLock<Duration>,
     /// The longest time that this program was kept waiting for the processor, microseconds.
-    pub(super) stall_us: Arc<AtomicU64>,
+    pub(super) stall_us: AtomicU64,
     /// Those who have to tell the relay that they end.
     pub(super) goodbyes: TaskTracker,
 }
@@ -63,13 +62,11 @@ impl Site {
         caller: &Caller,
         method: Method,
         path: &str,
-        body: Body,
         headers: HeaderMap,
+        body: Body,
     ) -> Result<Answer, CallError> {
-        let mut request = caller.request(method, path, body)?;
-        request.headers_mut().extend(headers);
         let limit = self.board.limit();
-        let answered = timeout(limit, caller.fetch(request, SMALL)).await;
+        let answered = timeout(limit, caller.fetch(method, path, headers, body, SMALL)).await;
         answered.unwrap_or(Err(CallError::Silent(limit)))
     }
 
@@ -80,7 +77,7 @@ impl Site {
 
     /// A GET with nothing besides.
     pub(super) async fn get(&self, caller: &Caller, path: &str) -> Result<Answer, CallError> {
-        self.ask(caller, Method::GET, path, empty(), HeaderMap::new()).await
+        self.ask(caller, Method::GET, path, HeaderMap::new(), empty()).await
     }
 
     /// Notes how long this program is kept from running, which would look like something on the way; never ends.
@@ -134,6 +131,17 @@ impl Site {
         Verdict::fail(seen, self.remedy(cause))
     }
 
+    /// The verdict on a request that has no answer.
+    pub(super) fn broken(&self, error: &CallError) -> Verdict {
+        match error {
+            CallError::Silent(_) => Verdict::fail(error, self.remedy(Cause::ReadTimeout)),
+            _ => Verdict::fail(
+                error,
+                "look into the log of what stands before the relay, and into the relay's: one of them cuts connections",
+            ),
+        }
+    }
+
     /// The same for an answer that was read.
     pub(super) fn unexpected_answer(&self, answer: &Answer) -> Verdict {
         self.unexpected(answer.status, &answer.headers, &answer.body)
@@ -173,6 +181,6 @@ pub(super) fn own_remedy(code: &str) -> String {
         "draining" => "the relay is stopping: try again in a moment".to_owned(),
         "unauthorized" => "get a new token from the relay's operator: tunnel relay token --user NAME".to_owned(),
         "timeout" => "look into the relay's log for the request".to_owned(),
-        _ => String::new(),
+        _ => "look into the relay's log for the request: it tells more than the answer".to_owned(),
     }
 }

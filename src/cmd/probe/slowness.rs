@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
-use http::{Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use tokio::time::{Instant, sleep};
 
 use super::remedy::Cause;
@@ -45,12 +45,9 @@ async fn first_byte(site: &Site, through: &Through, silences: &[Duration]) -> Ve
     let asked = silences.iter().map(|silence| async move {
         let began = Instant::now();
         let path = format!("{SLOW}?ms={}", silence.as_millis());
-        let asked = async {
-            through
-                .caller
-                .fetch(through.caller.request(Method::GET, &path, empty())?, SMALL)
-                .await
-        };
+        let asked = through
+            .caller
+            .fetch(Method::GET, &path, HeaderMap::new(), empty(), SMALL);
         let answer = asked.await;
         let after = began.elapsed();
         let seen = match answer {

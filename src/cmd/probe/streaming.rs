@@ -17,6 +17,7 @@ use super::report::{Check, Group, Verdict, figure, ms};
 use super::site::{SMALL, Site};
 use super::through::Through;
 use crate::bridge::choice::Transport;
+use crate::cmd::rig::lines::Lines;
 use crate::cmd::rig::upstream::{SINK, STREAM};
 use crate::cmd::rig::{now, now_us, pattern};
 use crate::transport::{collect, empty};
@@ -94,13 +95,8 @@ async fn read(site: &Site, through: &Through, format: &str, accepts: &'static st
         "{STREAM}?chunks={CHUNKS}&every_us={}&format={format}",
         EVERY.as_micros()
     );
-    let asked = async {
-        let mut request = through.caller.request(Method::GET, &path, empty())?;
-        request
-            .headers_mut()
-            .insert(ACCEPT_ENCODING, HeaderValue::from_static(accepts));
-        through.caller.send(request).await
-    };
+    let encodings = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static(accepts))]);
+    let asked = through.caller.send(Method::GET, &path, encodings, empty());
     let response = asked
         .await
         .map_err(|error| Verdict::fail(error, site.remedy(Cause::ReadTimeout)))?;
@@ -111,51 +107,34 @@ async fn read(site: &Site, through: &Through, format: &str, accepts: &'static st
     }
     let encoding = head.headers.get(CONTENT_ENCODING).and_then(|value| value.to_str().ok());
     let mut lines = Lines::default();
+    let mut pieces = Vec::new();
     let mut times = None;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
-            let seen = format!("broke off after {} of {CHUNKS} pieces: {error}", lines.pieces.len());
+            let seen = format!("broke off after {} of {CHUNKS} pieces: {error}", pieces.len());
             Verdict::fail(seen, site.remedy(Cause::ReadTimeout))
         })?;
         if let Some(data) = frame.data_ref() {
             let now = now();
             times = Some((times.map_or(now, |(first, _)| first), now));
-            lines.take(data, now);
+            // What is compressed has no lines.
+            let _ = lines.push(data);
+            let sent = std::iter::from_fn(|| lines.read()).filter_map(|line| sent(&line));
+            pieces.extend(sent.map(|sent| Piece { sent, came: now }));
         }
     }
     Ok(Watched {
-        pieces: lines.pieces,
+        pieces,
         encoding: encoding.filter(|encoding| *encoding != "identity").map(str::to_owned),
         lasted: times.map_or(Duration::ZERO, |(first, last)| last - first),
     })
 }
 
-/// Puts lines together and reads the times in them.
-#[derive(Default)]
-struct Lines {
-    rest: Vec<u8>,
-    pieces: Vec<Piece>,
-}
-
-impl Lines {
-    fn take(&mut self, octets: &[u8], came: Duration) {
-        // What is compressed has no lines.
-        if self.rest.len() > SMALL {
-            self.rest.clear();
-        }
-        self.rest.extend_from_slice(octets);
-        while let Some(end) = self.rest.iter().position(|octet| *octet == b'\n') {
-            let line: Vec<u8> = self.rest.drain(..=end).collect();
-            let line = line.strip_prefix(b"data: ").unwrap_or(&line);
-            let sent = serde_json::from_slice::<Value>(line).ok();
-            if let Some(sent) = sent.and_then(|value| value["sentUs"].as_u64()) {
-                self.pieces.push(Piece {
-                    sent: Duration::from_micros(sent),
-                    came,
-                });
-            }
-        }
-    }
+/// When a line was sent, as it tells itself.
+fn sent(line: &[u8]) -> Option<Duration> {
+    let line = line.strip_prefix(b"data: ").unwrap_or(line);
+    let value: Value = serde_json::from_slice(line).ok()?;
+    value["sentUs"].as_u64().map(Duration::from_micros)
 }
 
 /// How pieces came along.
@@ -275,7 +254,7 @@ async fn uploaded(site: &Site, through: &Through) -> Verdict {
     });
     let body = StreamBody::new(pieces).boxed_unsync();
     let kind = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))]);
-    let answer = match site.ask(&through.caller, Method::POST, SINK, body, kind).await {
+    let answer = match site.ask(&through.caller, Method::POST, SINK, kind, body).await {
         Ok(answer) if answer.status == StatusCode::OK => answer,
         Ok(answer) => return site.unexpected_answer(&answer),
         Err(error) => return Verdict::fail(error, site.remedy(Cause::ReadTimeout)),
@@ -350,15 +329,11 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_read_however_they_are_cut() {
-        let text = b"data: {\"number\":0,\"sentUs\":5}\n\ndata: {\"number\":1,\"sentUs\":9}\n\n";
-        for cut in 0..text.len() {
-            let mut lines = Lines::default();
-            lines.take(&text[..cut], Duration::from_secs(1));
-            lines.take(&text[cut..], Duration::from_secs(2));
-            let sent: Vec<_> = lines.pieces.iter().map(|piece| piece.sent.as_micros()).collect();
-            assert_eq!(sent, [5, 9], "{cut}");
-        }
+    fn a_line_tells_when_it_was_sent_in_each_format() {
+        let at = Some(Duration::from_micros(5));
+        assert_eq!(sent(b"data: {\"number\":0,\"sentUs\":5}"), at);
+        assert_eq!(sent(b"{\"number\":0,\"sentUs\":5}"), at);
+        assert_eq!((sent(b""), sent(b"{}")), (None, None));
     }
 
     #[test]

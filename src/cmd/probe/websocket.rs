@@ -3,25 +3,22 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{
-    AUTHORIZATION, CONNECTION, HOST, ORIGIN, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
-};
-use http::{HeaderMap, Request, StatusCode};
-use http_body_util::Empty;
+use http::header::ORIGIN;
+use http::{HeaderValue, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::time::{sleep, timeout};
 
 use super::remedy::Cause;
 use super::report::{Group, Verdict, figure, ms};
-use super::site::{Site, code, detail, own_remedy, told};
+use super::site::{SMALL, Site, code, own_remedy, told};
+use crate::cmd::rig::caller::Answer;
 use crate::random;
 use crate::transport::attach::{ConnectError, Hello, Welcome};
 use crate::transport::collect;
 use crate::transport::dial::Stream;
-use crate::transport::headers::{TUNNEL_BRIDGE_NAME, TUNNEL_CLIENT_ID, TUNNEL_EPHEMERAL, TUNNEL_INSTANCE};
-use crate::transport::ws::bridge::connect;
+use crate::transport::ws::bridge::{connect, upgrade_request};
 use crate::transport::ws::mux::{Driver, Event, Mux};
-use crate::transport::ws::{self, SUBPROTOCOL, close};
+use crate::transport::ws::{SUBPROTOCOL, close};
 
 /// Longer than any answer to an upgrade takes that comes at all.
 const UPGRADE_WITHIN: Duration = Duration::from_secs(10);
@@ -31,7 +28,9 @@ const PONG_WITHIN: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 const NOT_OFFERED: &str = "the relay offers no WebSocket (its option --transports)";
 /// A page that is nobody's.
-const FOREIGN: &str = "https://probe.invalid";
+const FOREIGN: HeaderValue = HeaderValue::from_static("https://probe.invalid");
+/// Nobody looks at what is made of it.
+const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
 /// Looks; the error is why no bridge can connect by WebSocket.
 pub(super) async fn run(site: &Site, allowed: &Result<(), String>) -> Result<(), String> {
@@ -59,7 +58,7 @@ pub(super) async fn run(site: &Site, allowed: &Result<(), String>) -> Result<(),
         }
         failed => {
             let verdict = match failed {
-                Ok(Err(error)) => in_the_way(site, &error).await,
+                Ok(Err(error)) => in_the_way(site, &error),
                 _ => Verdict::fail(
                     format!("no answer to the upgrade within {} s", UPGRADE_WITHIN.as_secs()),
                     site.remedy(Cause::UpgradeSilent),
@@ -128,7 +127,7 @@ async fn pinged(mux: &Mux, mut driver: Driver<Stream>) -> Option<Duration> {
 }
 
 /// What kept the upgrade from coming about.
-async fn in_the_way(site: &Site, error: &ConnectError) -> Verdict {
+fn in_the_way(site: &Site, error: &ConnectError) -> Verdict {
     match error {
         ConnectError::Refused { code, .. } if code == "upgrade_required" => Verdict::fail(
             "426: the request arrived without its Upgrade header, which a proxy removed",
@@ -143,7 +142,11 @@ async fn in_the_way(site: &Site, error: &ConnectError) -> Verdict {
         ConnectError::Handshake(_) | ConnectError::Broken(_) => {
             Verdict::fail(error, site.remedy(Cause::UpgradeRefused))
         }
-        other => Verdict::fail(other, ""),
+        ConnectError::Dial(error) => site.broken(&error.clone().into()),
+        ConnectError::Lost(_) | ConnectError::NoRelay(_) => Verdict::fail(
+            error,
+            "look into the relay's log, and into that of what stands before it",
+        ),
     }
 }
 
@@ -168,59 +171,43 @@ fn not_upgraded(site: &Site, status: StatusCode) -> Verdict {
 /// A page of another origin must not connect as a bridge.
 async fn foreign(site: &Site) -> Verdict {
     let answered = timeout(UPGRADE_WITHIN, asked(site)).await;
-    match answered.unwrap_or_else(|_| Err("no answer".to_owned())) {
-        Ok((status, headers, body)) => match (status, code(&headers).as_deref()) {
+    match answered.unwrap_or_else(|_| Err(ConnectError::Broken("no answer".to_owned()))) {
+        Ok(answer) => match (answer.status, code(&answer.headers).as_deref()) {
             (StatusCode::FORBIDDEN, Some("forbidden")) => Verdict::pass("a foreign page is refused with 403"),
             (StatusCode::SWITCHING_PROTOCOLS, _) => Verdict::warn(
                 "a foreign page could connect as a bridge, if it had a token",
                 "let the Origin header through to the relay, which refuses such pages",
             ),
-            (_, Some(code)) => Verdict::fail(
-                format!("the relay answered {} ({code}): {}", told(status), detail(&body)),
-                "",
-            ),
             // Somebody before the relay refuses it: that keeps the page out as well.
             (status, None) if status.is_client_error() => {
                 Verdict::pass(format!("a foreign page is refused with {}", status.as_u16()))
             }
-            (status, None) => Verdict::fail(format!("{} from something before the relay", told(status)), ""),
+            _ => site.unexpected_answer(&answer),
         },
         Err(error) => Verdict::fail(error, site.remedy(Cause::UpgradeRefused)),
     }
 }
 
 /// Asks for the upgrade and gives what is answered, whatever it is.
-async fn asked(site: &Site) -> Result<(StatusCode, HeaderMap, Bytes), String> {
-    let stream = site
-        .dialer
-        .dial(site.relay.origin())
-        .await
-        .map_err(|error| error.to_string())?;
+async fn asked(site: &Site) -> Result<Answer, ConnectError> {
+    let broken = |error: hyper::Error| ConnectError::Broken(error.to_string());
+    let stream = site.dialer.dial(site.relay.origin()).await?;
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
-    let (mut sender, connection) = handshake.await.map_err(|error| error.to_string())?;
+    let (mut sender, connection) = handshake.await.map_err(broken)?;
     // Ends with the sender.
     tokio::spawn(connection);
-    let hello = hello(site).map_err(|error| error.to_string())?;
-    let request = Request::get(site.relay.path(ws::PATH))
-        .header(ORIGIN, FOREIGN)
-        .header(HOST, site.relay.origin().authority())
-        .header(CONNECTION, "Upgrade")
-        .header(UPGRADE, "websocket")
-        .header(SEC_WEBSOCKET_VERSION, "13")
-        .header(SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ==")
-        .header(SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL)
-        .header(AUTHORIZATION, hello.token.bearer())
-        .header(TUNNEL_CLIENT_ID, hello.client_id)
-        .header(TUNNEL_INSTANCE, hello.instance)
-        .header(TUNNEL_BRIDGE_NAME, hello.name)
-        .header(TUNNEL_EPHEMERAL, "1");
-    let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
-    let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+    let mut request = upgrade_request(&site.relay, &hello(site)?, KEY)?;
+    request.headers_mut().insert(ORIGIN, FOREIGN);
+    let response = sender.send_request(request).await.map_err(broken)?;
     let (head, body) = response.into_parts();
     let body = if head.status == StatusCode::SWITCHING_PROTOCOLS {
         Bytes::new()
     } else {
-        collect(body, super::site::SMALL).await.unwrap_or_default()
+        collect(body, SMALL).await.unwrap_or_default()
     };
-    Ok((head.status, head.headers, body))
+    Ok(Answer {
+        status: head.status,
+        headers: head.headers,
+        body,
+    })
 }

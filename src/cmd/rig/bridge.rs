@@ -23,6 +23,8 @@ use crate::transport::empty;
 
 /// How long it may take until callers reach it.
 const READY_WITHIN: Duration = Duration::from_secs(10);
+/// The most that is read of what it answers them, octets.
+const LONGEST_ANSWER: usize = 64 * 1024;
 /// Between two looks whether they do.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Who is told to end does so within this; a relay that cannot be told finds out by itself.
@@ -124,13 +126,10 @@ impl EphemeralBridge {
         let mut last = format!("callers do not reach it within {} s", READY_WITHIN.as_secs());
         let asked = async {
             loop {
-                let request = caller.request(Method::GET, "/api/version", empty());
-                match request.map(|request| caller.fetch(request, 64 * 1024)) {
-                    Ok(answered) => match answered.await {
-                        Ok(answer) if answer.status == StatusCode::OK => return,
-                        Ok(answer) => last = format!("a request to it was answered {}", answer.status),
-                        Err(error) => last = error.to_string(),
-                    },
+                let asked = caller.fetch(Method::GET, "/api/version", HeaderMap::new(), empty(), LONGEST_ANSWER);
+                match asked.await {
+                    Ok(answer) if answer.status == StatusCode::OK => return,
+                    Ok(answer) => last = format!("a request to it was answered {}", answer.status),
                     Err(error) => last = error.to_string(),
                 }
                 sleep(LOOK_EVERY).await;

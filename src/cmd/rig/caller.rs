@@ -85,8 +85,7 @@ impl Caller {
         caller
     }
 
-    /// A request of this caller; what is added to its header goes along besides.
-    pub(in crate::cmd) fn request(&self, method: Method, path: &str, body: Body) -> Result<Request<Body>, CallError> {
+    fn request(&self, method: Method, path: &str, headers: HeaderMap, body: Body) -> Result<Request<Body>, CallError> {
         let scheme = if self.base.origin().is_tls() { "https" } else { "http" };
         let uri = format!("{scheme}://{}{}", self.base.origin().authority(), self.base.path(path));
         let mut request = Request::builder()
@@ -95,17 +94,32 @@ impl Caller {
             .body(body)
             .map_err(|error| CallError::Request(error.to_string()))?;
         request.headers_mut().clone_from(&self.headers);
+        request.headers_mut().extend(headers);
         Ok(request)
     }
 
-    /// Sends it and gives the head of the answer.
-    pub(in crate::cmd) async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, CallError> {
+    /// Sends a request, with these headers besides its own, and gives the head of the answer.
+    pub(in crate::cmd) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: Body,
+    ) -> Result<Response<Incoming>, CallError> {
+        let request = self.request(method, path, headers, body)?;
         self.client.request(request).await.map_err(|error| reason(&error))
     }
 
-    /// Sends it and reads the answer, at most `most` octets of it.
-    pub(in crate::cmd) async fn fetch(&self, request: Request<Body>, most: usize) -> Result<Answer, CallError> {
-        let (head, body) = self.send(request).await?.into_parts();
+    /// The same, and reads the answer, at most `most` octets of it.
+    pub(in crate::cmd) async fn fetch(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: Body,
+        most: usize,
+    ) -> Result<Answer, CallError> {
+        let (head, body) = self.send(method, path, headers, body).await?.into_parts();
         let body = collect(body, most)
             .await
             .ok_or_else(|| CallError::Broken("in the middle of an answer".into()))?;

@@ -1,8 +1,9 @@
-//! What probe and bench measure with: an upstream that notes when what happened, an ephemeral bridge before it, and a caller.
-//! All three live in this process, so that their clocks are one.
+//! What probe and bench measure with: an upstream that notes when what happened, an ephemeral bridge before it, and a caller;
+//! besides, a pattern for bodies and the lines of streams. All live in this process, so that their clocks are one.
 
 pub(super) mod bridge;
 pub(super) mod caller;
+pub(super) mod lines;
 pub(super) mod pattern;
 pub(super) mod upstream;
 

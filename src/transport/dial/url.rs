@@ -61,7 +61,7 @@ impl Origin {
     }
 
     /// The host without brackets.
-    pub(super) fn bare_host(&self) -> &str {
+    pub fn bare_host(&self) -> &str {
         self.host.trim_start_matches('[').trim_end_matches(']')
     }
 

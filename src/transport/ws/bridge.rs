@@ -85,7 +85,11 @@ fn websocket_key() -> Result<String, ConnectError> {
     Ok(BASE64.encode(nonce))
 }
 
-fn upgrade_request(
+/// The request for the upgrade, with this `Sec-WebSocket-Key`.
+///
+/// # Errors
+/// [`ConnectError::Handshake`] for what cannot stand in a header.
+pub fn upgrade_request(
     relay: &RelayUrl,
     hello: &Hello,
     key: &str,

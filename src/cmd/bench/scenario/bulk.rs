@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use http::Method;
 use http::header::CONTENT_LENGTH;
+use http::{HeaderMap, Method};
 use http_body_util::BodyExt;
 use serde_json::Value;
 
@@ -64,10 +64,9 @@ async fn download(caller: &Caller, octets: u64) -> Result<Instant, Wrong> {
 }
 
 async fn upload(caller: &Caller, octets: u64) -> Result<Instant, Wrong> {
-    let mut request = caller.request(Method::POST, SINK, pattern::body(octets))?;
     // As programs do that have the whole of a body before they send it.
-    request.headers_mut().insert(CONTENT_LENGTH, octets.into());
-    let response = caller.send(request).await?;
+    let length = HeaderMap::from_iter([(CONTENT_LENGTH, octets.into())]);
+    let response = caller.send(Method::POST, SINK, length, pattern::body(octets)).await?;
     check_head(&response)?;
     let answer = collect(response.into_body(), LONGEST_ANSWER).await;
     let at = Instant::now();

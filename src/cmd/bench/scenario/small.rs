@@ -14,8 +14,8 @@ const LONGEST: usize = 64 * 1024;
 
 /// One of them; tells when the answer was there.
 pub(super) async fn exchange(caller: &Caller) -> Result<Instant, Wrong> {
-    let request = caller.request(Method::GET, "/api/version", empty())?;
-    let answer = caller.fetch(request, LONGEST).await?;
+    let asked = caller.fetch(Method::GET, "/api/version", HeaderMap::new(), empty(), LONGEST);
+    let answer = asked.await?;
     let at = Instant::now();
     check(answer.status, &answer.headers, &answer.body)?;
     Ok(at)

@@ -3,7 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes, BytesMut};
 use futures_util::future::join_all;
 use http::Method;
 use http_body_util::BodyExt;
@@ -16,6 +15,7 @@ use crate::cmd::bench::pacing::ANSWER_WITHIN;
 use crate::cmd::bench::settings::Settings;
 use crate::cmd::bench::stage::{Link, STREAMS, Way};
 use crate::cmd::rig::caller::Caller;
+use crate::cmd::rig::lines::Lines;
 use crate::cmd::rig::now_us;
 use crate::cmd::rig::upstream::STREAM;
 use crate::transport::full;
@@ -26,8 +26,6 @@ const AFTER_FIRST: (u64, Duration) = (2, Duration::from_millis(4));
 const COUNTED: (u64, Duration) = (40, Duration::from_millis(5));
 /// As much as a real model writes.
 const MODEL_TOKENS: u64 = 64;
-/// A line that is longer is no token.
-const LONGEST_LINE: usize = 1024 * 1024;
 /// About as much as a caller asks.
 const PROMPT: &str = "Write a few sentences about tunnels: who dug the first ones, how they are kept dry, and what people \
                       use them for today. Begin with the oldest one that is still in use.";
@@ -138,7 +136,7 @@ impl Token {
 /// An answer that is being written.
 struct Stream {
     body: Incoming,
-    unread: BytesMut,
+    lines: Lines,
     expected: Expected,
     ended: bool,
 }
@@ -169,7 +167,7 @@ impl Stream {
         let response = ask(caller, Method::POST, &path, full(body.to_string())).await?;
         Ok(Self {
             body: response.into_body(),
-            unread: BytesMut::new(),
+            lines: Lines::default(),
             expected,
             ended: false,
         })
@@ -178,7 +176,7 @@ impl Stream {
     /// The next token; none after the last. The time is when its line was whole.
     async fn next(&mut self) -> Result<Option<Token>, Wrong> {
         loop {
-            if let Some(line) = self.line() {
+            if let Some(line) = self.lines.read() {
                 let (at, at_us) = (Instant::now(), now_us());
                 if let Some(sent_us) = self.expected.take(&line)? {
                     return Ok(Some(Token { at, at_us, sent_us }));
@@ -188,27 +186,18 @@ impl Stream {
             if self.ended {
                 return self.expected.finish().map(|()| None);
             }
-            if self.unread.len() > LONGEST_LINE {
-                return Err(Wrong("a line of a stream has no end".to_owned()));
-            }
             let frame = tokio::time::timeout(ANSWER_WITHIN, self.body.frame()).await;
             match frame.map_err(|_| Wrong(format!("a stream stood still for {} s", ANSWER_WITHIN.as_secs())))? {
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
-                        self.unread.extend_from_slice(&data);
+                        let endless = |_| Wrong("a line of a stream has no end".to_owned());
+                        self.lines.push(&data).map_err(endless)?;
                     }
                 }
                 Some(Err(error)) => return Err(broken(&error)),
                 None => self.ended = true,
             }
         }
-    }
-
-    fn line(&mut self) -> Option<Bytes> {
-        let end = self.unread.iter().position(|octet| *octet == b'\n')?;
-        let line = self.unread.split_to(end).freeze();
-        self.unread.advance(1);
-        Some(line)
     }
 }
 
