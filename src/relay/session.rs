@@ -235,11 +235,14 @@ async fn run(
     let socket = Socket::new(io, read, Role::Server).await;
     let (link, mut driver) = WsLink::new(socket, relay.config.limits.in_flight_per_bridge);
     let link = Arc::new(link);
-    let Some(said) = prove(&link, &mut driver).await else {
-        tracing::info!(user = %identity.user, bridge = %identity.name, "a bridge connected, but nothing crosses its link");
-        link.end(Ending::Done);
-        drive_to_end(&mut driver).await;
-        return;
+    let said = match prove(&link, &mut driver).await {
+        Ok(said) => said,
+        Err(unproven) => {
+            unproven.tell(&identity);
+            link.end(Ending::Done);
+            drive_to_end(&mut driver).await;
+            return;
+        }
     };
     let shared: Arc<dyn Link> = Arc::clone(&link) as _;
     let Ok(session) = relay.registry.insert(identity, "ws", None, shared) else {
@@ -288,19 +291,40 @@ async fn run_json(relay: Arc<Relay>, io: CallerIo, read: Bytes, identity: Identi
     tracing::info!(user = %bridge.user, bridge = %bridge.name, why, "desktop app gone");
 }
 
-/// Whether the relay's own request crosses the link, and what the bridge said meanwhile.
-async fn prove(link: &WsLink, driver: &mut Driver<CallerIo>) -> Option<Vec<String>> {
+/// Why a link gets no work.
+enum Unproven {
+    /// The bridge said goodbye by itself, as a probe does that has seen enough.
+    Left,
+    /// The relay's own request was not answered.
+    Dead,
+}
+
+impl Unproven {
+    fn tell(&self, bridge: &Identity) {
+        let (user, bridge) = (&bridge.user, &bridge.name);
+        match self {
+            Self::Left => tracing::debug!(%user, %bridge, "a bridge left before it got work"),
+            Self::Dead => tracing::info!(%user, %bridge, "a bridge connected, but nothing crosses its link"),
+        }
+    }
+}
+
+/// What the bridge said while the relay's own request crossed the link.
+async fn prove(link: &WsLink, driver: &mut Driver<CallerIo>) -> Result<Vec<String>, Unproven> {
     let mut said = Vec::new();
     let mut ready = std::pin::pin!(tokio::time::timeout(READY_TIMEOUT, link.is_ready()));
     loop {
         tokio::select! {
-            ready = &mut ready => return ready.unwrap_or(false).then_some(said),
+            biased;
+            // First: a link that ended answers no request either.
             event = driver.next() => match event {
-                Event::Ended(_) => return None,
+                Event::Ended(End::Closed(..)) => return Err(Unproven::Left),
+                Event::Ended(_) => return Err(Unproven::Dead),
                 // As many as a link takes in that time at the most.
                 Event::Text(text) => said.push(text),
                 Event::Stream(_) => {}
             },
+            ready = &mut ready => return if ready.unwrap_or(false) { Ok(said) } else { Err(Unproven::Dead) },
         }
     }
 }

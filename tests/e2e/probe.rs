@@ -14,6 +14,19 @@ use crate::harness::probe::{Probe, WHOLE, probe};
 use crate::harness::process::{Process, command, run};
 use crate::harness::{Caller, TestBridge, TestRelay, Upstream, json, ready, until};
 
+/// All that can be asked for with `--only`.
+const GROUPS: [&str; 10] = [
+    "reach",
+    "routes",
+    "websocket",
+    "polling",
+    "exchange",
+    "streaming",
+    "slowness",
+    "cancel",
+    "desktop",
+    "browser",
+];
 /// A stopped program is gone within this.
 const GOODBYE: Duration = Duration::from_secs(3);
 
@@ -83,6 +96,33 @@ async fn a_probe_that_is_stopped_leaves_nothing_behind_and_takes_nobodys_request
     assert_eq!(process.ended().await, Some(1));
     assert!(began.elapsed() < GOODBYE, "{:?}", began.elapsed());
     until("its bridges to be gone", || of_probes(&relay, &front) == 0).await;
+}
+
+#[tokio::test]
+async fn what_a_probe_only_looks_at_is_no_trouble_in_the_relays_log() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().to_str().unwrap();
+    let (mut relay, address) = Process::relay(home.path(), &["-v", "--data-dir", folder]).await;
+    let issue = ["relay", "token", "--user", "ann", "--data-dir", folder];
+    let token = run(command(home.path(), &issue)).await.output;
+    let report = probe(address).token(&token).only("websocket").run().await;
+    report.is_well().saw("pass", "websocket/ping", "round trip");
+    loop {
+        let line = relay.error_line("a bridge ").await;
+        assert!(!line.contains("nothing crosses"), "{line}");
+        if line.contains("left before it got work") {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_help_names_the_groups() {
+    let home = tempfile::tempdir().unwrap();
+    let help = run(command(home.path(), &["probe", "--help"])).await.output;
+    for group in GROUPS {
+        assert!(help.contains(&format!("- {group}: ")), "{group}: {help}");
+    }
 }
 
 #[tokio::test]
