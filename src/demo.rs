@@ -54,36 +54,11 @@ impl Demo {
 
     /// Serves Ollama's API on the listener until `shutdown`; open connections are dropped then.
     pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) {
-        let mut connections = JoinSet::new();
-        loop {
-            tokio::select! {
-                () = shutdown.cancelled() => break,
-                Some(_) = connections.join_next() => {}
-                accepted = listener.accept() => match accepted {
-                    Ok((socket, _)) => {
-                        connections.spawn(self.clone().connection(socket));
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "the demonstration model cannot accept");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
-                },
-            }
-        }
-        connections.shutdown().await;
-    }
-
-    async fn connection(self, socket: TcpStream) {
-        if let Err(error) = socket.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY refused");
-        }
-        let service = service_fn(|request| async { Ok::<_, Infallible>(self.answer(request).await) });
-        let served = http1::Builder::new()
-            .serve_connection(TokioIo::new(socket), service)
-            .await;
-        if let Err(error) = served {
-            tracing::debug!(%error, "a caller of the demonstration model left");
-        }
+        let answers = move |request| {
+            let demo = self.clone();
+            async move { demo.answer(request).await }
+        };
+        serve(listener, shutdown, answers).await;
     }
 
     /// Answers one request.
@@ -129,6 +104,50 @@ impl Demo {
             "/v1/models" => Ok(openai::models()),
             _ => openai::model(path.trim_start_matches("/v1/models/")),
         }
+    }
+}
+
+/// Answers whatever comes to the listener until `shutdown`; open connections are dropped then.
+pub async fn serve<A, F>(listener: TcpListener, shutdown: CancellationToken, answers: A)
+where
+    A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((socket, _)) => {
+                    connections.spawn(connection(socket, answers.clone()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the demonstration model cannot accept");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    connections.shutdown().await;
+}
+
+async fn connection<F>(socket: TcpStream, answers: impl Fn(Request<Incoming>) -> F)
+where
+    F: Future<Output = Response<Body>>,
+{
+    if let Err(error) = socket.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY refused");
+    }
+    let service = service_fn(|request| {
+        let answered = answers(request);
+        async { Ok::<_, Infallible>(answered.await) }
+    });
+    let served = http1::Builder::new()
+        .serve_connection(TokioIo::new(socket), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "a caller of the demonstration model left");
     }
 }
 
@@ -402,7 +421,8 @@ mod tests {
         for streamed in [true, false] {
             let mut caller = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let (socket, _) = listener.accept().await.unwrap();
-            let connection = tokio::spawn(Demo::new(NEVER).connection(socket));
+            let answers = |request| async { Demo::new(NEVER).answer(request).await };
+            let connection = tokio::spawn(connection(socket, answers));
             let body = CHAT.replacen('{', &format!(r#"{{"stream":{streamed},"#), 1);
             let length = body.len();
             let head = format!("POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");

@@ -13,6 +13,7 @@ pub mod idle;
 pub mod json;
 pub mod pace;
 pub mod path;
+pub(crate) mod plain_or_tls;
 pub mod poll;
 pub mod socket;
 pub mod told;

@@ -1,7 +1,6 @@
 //! The upstream of a measurement: the demonstration model, and below `/rig/` what tells when what arrived here.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,19 +12,16 @@ use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::pattern::{self, Check};
 use super::{now, now_us};
-use crate::demo::Demo;
+use crate::demo::{self, Demo};
 use crate::transport::{Body, empty, full};
 
 /// Answers anything: the method in [`METHOD`], and the body that came.
@@ -85,7 +81,11 @@ impl Upstream {
             demo: Demo::new(pace),
             leavers: Arc::clone(&leavers),
         };
-        let task = tokio::spawn(server.accept(listener, shutdown.clone()));
+        let answers = move |request| {
+            let server = server.clone();
+            async move { server.answer(request).await }
+        };
+        let task = tokio::spawn(demo::serve(listener, shutdown.clone(), answers));
         Ok(Self {
             address,
             leavers,
@@ -128,31 +128,6 @@ struct Server {
 }
 
 impl Server {
-    async fn accept(self, listener: TcpListener, shutdown: CancellationToken) {
-        let mut connections = JoinSet::new();
-        loop {
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                Some(_) = connections.join_next() => {}
-                accepted = listener.accept() => match accepted {
-                    Ok((socket, _)) => drop(connections.spawn(self.clone().connection(socket))),
-                    // Descriptors are used up, for one.
-                    Err(_) => sleep(Duration::from_millis(50)).await,
-                },
-            }
-        }
-    }
-
-    async fn connection(self, socket: TcpStream) {
-        // Whoever refuses this only makes the figures worse.
-        let _ = socket.set_nodelay(true);
-        let service = service_fn(|request| async { Ok::<_, Infallible>(self.answer(request).await) });
-        // A caller that leaves is what is measured, no error.
-        let _ = http1::Builder::new()
-            .serve_connection(TokioIo::new(socket), service)
-            .await;
-    }
-
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let query = Query::of(&request);
         match request.uri().path() {

@@ -29,9 +29,21 @@ pub(super) struct Line<'a> {
 
 /// Writes the fields of a line one after the other.
 trait Fields {
+    fn out(&mut self) -> &mut Vec<u8>;
+    fn name(&mut self, name: &str);
     fn text(&mut self, name: &str, value: &str);
-    fn number(&mut self, name: &str, value: u64);
-    fn time(&mut self, name: &str, value: Duration);
+
+    fn number(&mut self, name: &str, value: u64) {
+        self.name(name);
+        // Writing into memory has no way to fail, here and below.
+        let _ = write!(self.out(), "{value}");
+    }
+
+    fn time(&mut self, name: &str, value: Duration) {
+        self.name(name);
+        let us = value.as_micros();
+        let _ = write!(self.out(), "{}.{:03}", us / 1000, us % 1000);
+    }
 
     fn maybe(&mut self, name: &str, value: Option<&str>) {
         if let Some(value) = value {
@@ -43,7 +55,6 @@ trait Fields {
 impl Line<'_> {
     /// As text.
     pub(super) fn pretty(&self, at: SystemTime, out: &mut Vec<u8>) {
-        // Writing into memory has no way to fail, here and below.
         let _ = write!(out, "{}  INFO request", humantime::format_rfc3339_micros(at));
         self.write(&mut Pretty(out));
         out.push(b'\n');
@@ -91,22 +102,19 @@ fn short(path: &str) -> &str {
     &path[..end]
 }
 
-fn write_ms(out: &mut Vec<u8>, time: Duration) {
-    let us = time.as_micros();
-    let _ = write!(out, "{}.{:03}", us / 1000, us % 1000);
-}
-
 struct Pretty<'a>(&'a mut Vec<u8>);
 
-impl Pretty<'_> {
+impl Fields for Pretty<'_> {
+    fn out(&mut self) -> &mut Vec<u8> {
+        self.0
+    }
+
     fn name(&mut self, name: &str) {
         self.0.push(b' ');
         self.0.extend_from_slice(name.as_bytes());
         self.0.push(b'=');
     }
-}
 
-impl Fields for Pretty<'_> {
     fn text(&mut self, name: &str, value: &str) {
         self.name(name);
         let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\' | b'=');
@@ -116,42 +124,24 @@ impl Fields for Pretty<'_> {
             let _ = write!(self.0, "{value:?}");
         }
     }
-
-    fn number(&mut self, name: &str, value: u64) {
-        self.name(name);
-        let _ = write!(self.0, "{value}");
-    }
-
-    fn time(&mut self, name: &str, value: Duration) {
-        self.name(name);
-        write_ms(self.0, value);
-    }
 }
 
 struct Json<'a>(&'a mut Vec<u8>);
 
-impl Json<'_> {
+impl Fields for Json<'_> {
+    fn out(&mut self) -> &mut Vec<u8> {
+        self.0
+    }
+
     fn name(&mut self, name: &str) {
         self.0.extend_from_slice(b",\"");
         self.0.extend_from_slice(name.as_bytes());
         self.0.extend_from_slice(b"\":");
     }
-}
 
-impl Fields for Json<'_> {
     fn text(&mut self, name: &str, value: &str) {
         self.name(name);
         let _ = serde_json::to_writer(&mut *self.0, value);
-    }
-
-    fn number(&mut self, name: &str, value: u64) {
-        self.name(name);
-        let _ = write!(self.0, "{value}");
-    }
-
-    fn time(&mut self, name: &str, value: Duration) {
-        self.name(name);
-        write_ms(self.0, value);
     }
 }
 

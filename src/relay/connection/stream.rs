@@ -13,6 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_rustls::server::TlsStream;
 
+use crate::transport::plain_or_tls::plain_or_tls;
 use crate::transport::socket;
 
 /// How long a connection is drained before it is closed: what a caller still sends while it does not yet read our answer.
@@ -40,41 +41,7 @@ impl CallerIo {
     }
 }
 
-/// Calls the method of the stream inside.
-macro_rules! either {
-    ($self:ident, $stream:ident => $call:expr) => {
-        match $self.get_mut() {
-            CallerIo::Plain($stream) => {
-                let $stream = Pin::new($stream);
-                $call
-            }
-            CallerIo::Tls($stream) => {
-                let $stream = Pin::new($stream.as_mut());
-                $call
-            }
-        }
-    };
-}
-
-impl AsyncRead for CallerIo {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        either!(self, stream => stream.poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for CallerIo {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        either!(self, stream => stream.poll_write(cx, buf))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, stream => stream.poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, stream => stream.poll_shutdown(cx))
-    }
-}
+plain_or_tls!(CallerIo);
 
 /// The socket of a connection: closes so that an early answer is still read, and resets when it must not look whole.
 #[derive(Debug)]
