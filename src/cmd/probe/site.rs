@@ -170,17 +170,15 @@ pub(super) fn told(status: StatusCode) -> String {
 }
 
 /// What there is to be done about the relay's own refusal.
-pub(super) fn own_remedy(code: &str) -> String {
+pub(super) fn own_remedy(code: &str) -> &'static str {
     match code {
-        "too_large" => "raise --max-body at the relay".to_owned(),
+        "too_large" => "raise --max-body at the relay, or leave it out",
         "overloaded" => {
             "raise --max-in-flight-per-user, --max-in-flight-per-bridge or --max-bridges-per-user at the relay"
-                .to_owned()
         }
-        "no_bridge" => "both tokens must be of the same user; if they are, try again".to_owned(),
-        "draining" => "the relay is stopping: try again in a moment".to_owned(),
-        "unauthorized" => "get a new token from the relay's operator: tunnel relay token --user NAME".to_owned(),
-        "timeout" => "look into the relay's log for the request".to_owned(),
-        _ => "look into the relay's log for the request: it tells more than the answer".to_owned(),
+        "no_bridge" => "both tokens must be of the same user; if they are, try again",
+        "draining" => "the relay is stopping: try again in a moment",
+        "unauthorized" => "get a new token from the relay's operator: tunnel relay token --user NAME",
+        _ => "look into the relay's log for the request",
     }
 }
