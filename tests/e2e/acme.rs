@@ -23,8 +23,14 @@ const LONG: u64 = 90 * 24 * 3600;
 
 /// The program, with options for this CA.
 fn program(home: &Path, pebble: &Pebble, ports: Ports, more: &[&str]) -> Process {
-    let (listen, directory) = (ports.tls.to_string(), pebble.directory());
     let ca = pebble.ca_file();
+    let of_ca = ["--acme-email", "ann@example.com", "--acme-ca", ca.to_str().unwrap()];
+    asking(home, &pebble.directory(), ports, &[&of_ca, more].concat())
+}
+
+/// The program, with a CA whose directory is there.
+fn asking(home: &Path, directory: &str, ports: Ports, more: &[&str]) -> Process {
+    let listen = ports.tls.to_string();
     let arguments = [
         "relay",
         "--listen",
@@ -32,10 +38,9 @@ fn program(home: &Path, pebble: &Pebble, ports: Ports, more: &[&str]) -> Process
         "--acme-domain",
         NAME,
         "--acme-directory",
-        &directory,
+        directory,
     ];
-    let of_ca = ["--acme-email", "ann@example.com", "--acme-ca", ca.to_str().unwrap()];
-    Process::start(command(home, &[arguments.as_slice(), &of_ca, more].concat()))
+    Process::start(command(home, &[arguments.as_slice(), more].concat()))
 }
 
 /// A relay in this process, that tries again soon.
@@ -98,17 +103,7 @@ async fn a_certificate_is_got_by_tls_alpn_kept_and_used_again_without_the_ca() {
 
     let directory = pebble.directory();
     drop(pebble);
-    let listen = ports.tls.to_string();
-    let arguments = [
-        "relay",
-        "--listen",
-        &listen,
-        "--acme-domain",
-        NAME,
-        "--acme-directory",
-        &directory,
-    ];
-    let mut relay = Process::start(command(home.path(), &[arguments.as_slice(), &data_dir].concat()));
+    let mut relay = asking(home.path(), &directory, ports, &data_dir);
     relay.error_line("certificate in use").await;
     until("the port", || std::net::TcpStream::connect(ports.tls).is_ok()).await;
     assert_eq!(seen(ports.tls, NAME, &tls).await.unwrap(), first);

@@ -241,21 +241,11 @@ async fn a_bridge_told_to_drain_connects_to_the_next_relay_while_the_old_one_fin
 
 #[tokio::test]
 async fn a_stopping_relay_keeps_its_port_until_bridges_that_poll_have_finished() {
-    let relay = TestRelay::start().await;
-    let upstream = Upstream::scripted().await;
-    let proxy = ChaosProxy::to(relay.address, Duration::ZERO).await;
-    let bridge = TestBridge::between(proxy.address, upstream.address)
-        .transport(Transport::Poll)
-        .start()
-        .await;
-    ready(&relay, "ann").await;
-    let token = relay.token("ann");
-    let mut caller = Caller::connect(relay.address, &token).await;
-    let (answer, mut response) = tokio::join!(
-        async { upstream.next().await.begin(Response::builder()) },
-        caller.post("/api/chat", "{}"),
-    );
-    relay.shutdown.drain();
+    let (relay, upstream) = (TestRelay::start().await, Upstream::scripted().await);
+    let (path, proxy) = Path::disturbed(relay, upstream, Transport::Poll, Duration::ZERO).await;
+    let mut caller = path.caller().await;
+    let (answer, mut response) = path.begun(&mut caller).await;
+    path.relay.shutdown.drain();
     // As behind a proxy that makes a connection for each request.
     proxy.cut();
     answer.send("old relay").await;
@@ -263,15 +253,14 @@ async fn a_stopping_relay_keeps_its_port_until_bridges_that_poll_have_finished()
     proxy.cut();
     drop(answer);
     assert!(chunk(&mut response).await.is_none());
-    let address = relay.address;
-    relay.stopped().await;
+    let address = path.relay.address;
+    path.relay.stopped().await;
     let next = TestRelay::at(address, |_| {}).await;
     ready(&next, "ann").await;
-    let mut other = Caller::connect(address, &token).await;
+    let mut other = Caller::connect(address, &path.token).await;
     let ((), fresh) = tokio::join!(
-        async { upstream.next().await.finish(Response::new(full("new relay"))) },
+        async { path.upstream.next().await.finish(Response::new(full("new relay"))) },
         other.post("/api/chat", "{}"),
     );
     assert_eq!(text(fresh).await, "new relay");
-    drop(bridge);
 }

@@ -215,15 +215,12 @@ mod documented {
     use super::*;
     use crate::harness::deployed::{Deployed, Kind, NAME};
     use crate::harness::process::{Process, command};
-    use crate::harness::{TestBridge, chat_in_lock_step, chat_in_lock_step_after_the_head, ready, until};
+    use crate::harness::{TestBridge, chat_in_lock_step, chat_in_lock_step_after_the_head, until};
     use tokio::net::TcpSocket;
 
     struct Behind {
-        relay: TestRelay,
+        path: Path,
         front: Deployed,
-        upstream: Upstream,
-        bridge: TestBridge,
-        token: String,
     }
 
     impl Behind {
@@ -241,15 +238,8 @@ mod documented {
                 .allow("* /*")
                 .start()
                 .await;
-            ready(&relay, "ann").await;
-            let token = relay.token("ann");
-            Self {
-                relay,
-                front,
-                upstream,
-                bridge,
-                token,
-            }
+            let path = Path::over(relay, upstream, bridge).await;
+            Self { path, front }
         }
 
         /// One who comes from elsewhere than the proxy.
@@ -258,7 +248,7 @@ mod documented {
             socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
             let stream = socket.connect(self.front.tls).await.unwrap();
             let tls = self.front.authority.connector(protocols);
-            Caller::over(stream, NAME, &tls, &self.token).await.unwrap()
+            Caller::over(stream, NAME, &tls, &self.path.token).await.unwrap()
         }
     }
 
@@ -267,9 +257,9 @@ mod documented {
         for protocols in [["http/1.1"], ["h2"]] {
             let mut caller = behind.caller(&protocols).await;
             if (kind, protocols) == (Kind::Nginx, ["h2"]) {
-                chat_in_lock_step_after_the_head(&behind.upstream, &mut caller).await;
+                chat_in_lock_step_after_the_head(&behind.path.upstream, &mut caller).await;
             } else {
-                chat_in_lock_step(&behind.upstream, &mut caller).await;
+                chat_in_lock_step(&behind.path.upstream, &mut caller).await;
             }
             let upload = vec![b'x'; 5 << 20];
             let mut request = Request::post("/api/blobs/x").body(full(upload)).unwrap();
@@ -278,7 +268,7 @@ mod documented {
                 .insert("x-forwarded-for", "203.0.113.7".parse().unwrap());
             let (received, response) = tokio::join!(
                 async {
-                    let mut call = behind.upstream.next().await;
+                    let mut call = behind.path.upstream.next().await;
                     let headers = call.request.headers().clone();
                     let mut received = 0;
                     while let Some(piece) = call.read().await {
@@ -303,7 +293,7 @@ mod documented {
         }
         let mut plain = Caller::connect(behind.front.plain, "").await;
         assert_eq!(plain.get("/api/tags?x=1").await.status(), 308);
-        behind.bridge.stop().await;
+        behind.path.bridge.stop().await;
     }
 
     /// Takes longer than a ping.
@@ -311,6 +301,7 @@ mod documented {
         let behind = Behind::new(kind, Transport::Ws).await;
         let session = || {
             behind
+                .path
                 .relay
                 .relay
                 .registry
@@ -321,8 +312,8 @@ mod documented {
         // Nothing but time tells that a link is not cut.
         tokio::time::sleep(Duration::from_secs(18)).await;
         assert!(first.is_some() && session() == first);
-        chat_in_lock_step(&behind.upstream, &mut behind.caller(&[]).await).await;
-        behind.bridge.stop().await;
+        chat_in_lock_step(&behind.path.upstream, &mut behind.caller(&[]).await).await;
+        behind.path.bridge.stop().await;
     }
 
     /// Whether the relay is there or not.
@@ -339,8 +330,8 @@ mod documented {
         for query in spelled {
             text(caller.get(&format!("/ws/tunnel?{query}")).await).await;
         }
-        behind.bridge.shutdown.end();
-        behind.relay.kill().await;
+        behind.path.bridge.shutdown.end();
+        behind.path.relay.kill().await;
         for query in spelled {
             let response = caller.get(&format!("/ws/tunnel?{query}")).await;
             assert!(response.status().is_server_error(), "{}", response.status());
@@ -351,7 +342,7 @@ mod documented {
         })
         .await;
         let logs = behind.front.logs();
-        assert!(!logs.contains("s3cret") && !logs.contains(&behind.token), "{logs}");
+        assert!(!logs.contains("s3cret") && !logs.contains(&behind.path.token), "{logs}");
     }
 
     on_each_transport! {

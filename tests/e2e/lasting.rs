@@ -14,7 +14,10 @@ use tunnel::transport::full;
 
 use crate::harness::bridge::Transport;
 use crate::harness::proxy::Mode;
-use crate::harness::{Caller, ChaosProxy, TestBridge, TestRelay, Upstream, post, ready, until, until_within, within};
+use crate::harness::{
+    Caller, ChaosProxy, Path, TestBridge, TestRelay, Upstream, post, ready, until, until_within, within,
+};
+use crate::switching::steered_to_polling;
 
 const MIB: usize = 1 << 20;
 const HASTY: Timing = Timing {
@@ -31,13 +34,7 @@ fn sessions(relay: &TestRelay) -> Vec<&'static str> {
 
 #[tokio::test]
 async fn a_relay_that_offers_no_polling_any_more_gets_its_bridges_over_websocket() {
-    let relay = TestRelay::with(|config| config.transports.prefer_ws = 0).await;
-    let upstream = Upstream::scripted().await;
-    let bridge = TestBridge::to(&relay, &upstream)
-        .transport(Transport::Auto)
-        .start()
-        .await;
-    bridge.connected_over("poll").await;
+    let (relay, _upstream, _bridge) = steered_to_polling().await;
     let address = relay.kill().await;
     let relay = TestRelay::at(address, |config| config.transports.poll = false).await;
     until("the bridge over WebSocket", || sessions(&relay) == ["ws"]).await;
@@ -45,13 +42,7 @@ async fn a_relay_that_offers_no_polling_any_more_gets_its_bridges_over_websocket
 
 #[tokio::test]
 async fn a_rollout_that_goes_on_reaches_the_bridges_that_poll() {
-    let relay = TestRelay::with(|config| config.transports.prefer_ws = 0).await;
-    let upstream = Upstream::scripted().await;
-    let bridge = TestBridge::to(&relay, &upstream)
-        .transport(Transport::Auto)
-        .start()
-        .await;
-    bridge.connected_over("poll").await;
+    let (relay, _upstream, bridge) = steered_to_polling().await;
     let address = relay.kill().await;
     let relay = TestRelay::at(address, |_| {}).await;
     bridge.connected_over("ws").await;
@@ -116,21 +107,15 @@ async fn readers_who_do_not_read_slow_only_themselves_whatever_the_size_of_their
             async move { Response::new(full(body)) }
         })
         .await;
-        let proxy = ChaosProxy::to(relay.address, Duration::ZERO).await;
-        let bridge = TestBridge::between(proxy.address, upstream.address)
-            .transport(Transport::Poll)
-            .start()
-            .await;
-        ready(&relay, "ann").await;
-        let token = relay.token("ann");
+        let (path, proxy) = Path::disturbed(relay, upstream, Transport::Poll, Duration::ZERO).await;
         let mut slow = Vec::new();
         for _ in 0..24 {
-            let mut caller = Caller::connect(relay.address, &token).await;
+            let mut caller = path.caller().await;
             let response = caller.post("/api/chat", "{}").await;
             slow.push((caller, response));
         }
         let before = proxy.requests();
-        let mut quick = Caller::connect(relay.address, &token).await;
+        let mut quick = path.caller().await;
         let response = quick.post("/api/chat", "{}").await;
         let whole = within("all of an answer", response.into_body().collect())
             .await
@@ -142,7 +127,6 @@ async fn readers_who_do_not_read_slow_only_themselves_whatever_the_size_of_their
             "{} requests",
             proxy.requests() - before
         );
-        drop(bridge);
     }
 }
 
@@ -204,25 +188,20 @@ async fn the_newer_process_wins_whichever_transport_it_uses() {
 async fn a_bridge_that_was_silent_once_leaves_nothing_behind() {
     let relay = TestRelay::with(|config| config.wait_for_bridge = Duration::from_secs(30)).await;
     let upstream = Upstream::scripted().await;
-    let proxy = ChaosProxy::to(relay.address, Duration::ZERO).await;
-    let bridge = TestBridge::between(proxy.address, upstream.address)
-        .transport(Transport::Poll)
-        .start()
-        .await;
-    ready(&relay, "ann").await;
-    let mut caller = Caller::connect(relay.address, &relay.token("ann")).await;
+    let (path, proxy) = Path::disturbed(relay, upstream, Transport::Poll, Duration::ZERO).await;
+    let mut caller = path.caller().await;
     let waiting = tokio::spawn(async move { caller.try_send(post("/api/chat", "{}")).await.unwrap() });
-    let call = upstream.next().await;
+    let call = path.upstream.next().await;
     proxy.set(Mode::BlackHole);
     let lost = tokio::time::timeout(Duration::from_secs(40), waiting).await.unwrap();
     assert_eq!(lost.unwrap().status(), 502);
     proxy.set(Mode::Pass);
-    let back = || relay.relay.registry.pick("ann", None).is_some();
+    let back = || path.relay.relay.registry.pick("ann", None).is_some();
     until_within(Duration::from_secs(60), "the bridge to be back", back).await;
-    bridge.stop().await;
+    path.bridge.stop().await;
     drop((proxy, call));
-    relay.shutdown.drain();
-    until("every task to end", || relay.shutdown.tracker().is_empty()).await;
+    path.relay.shutdown.drain();
+    until("every task to end", || path.relay.shutdown.tracker().is_empty()).await;
 }
 
 /// Carries so many octets a second towards the target, over all connections together.

@@ -13,7 +13,7 @@ use tunnel::transport::Body;
 use crate::harness::bridge::Transport;
 use crate::harness::proxy::Mode;
 use crate::harness::upstream::channel_body;
-use crate::harness::{Caller, ChaosProxy, Path, TestBridge, TestRelay, Upstream, chunk, json, post, ready, until};
+use crate::harness::{Caller, ChaosProxy, Path, TestBridge, TestRelay, Upstream, chunk, json, post, until};
 use crate::harness::{until_within, within};
 
 const CUTS: usize = 200;
@@ -67,19 +67,13 @@ async fn two_hundred_cuts_of_its_connections_lose_nothing_of_fifty_chats() {
         chatty(request)
     })
     .await;
-    let proxy = ChaosProxy::to(relay.address, Duration::ZERO).await;
-    let bridge = TestBridge::between(proxy.address, upstream.address)
-        .transport(Transport::Poll)
-        .start()
-        .await;
-    ready(&relay, "ann").await;
-    let (address, token) = (relay.address, relay.token("ann"));
+    let (path, proxy) = Path::disturbed(relay, upstream, Transport::Poll, Duration::ZERO).await;
     let done = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
     let mut chats = JoinSet::new();
     for number in 0..CHATS {
-        let (token, done) = (token.clone(), std::sync::Arc::clone(&done));
+        let mut caller = path.caller().await;
+        let done = std::sync::Arc::clone(&done);
         chats.spawn(async move {
-            let mut caller = Caller::connect(address, &token).await;
             let mut count = 0;
             while done.available_permits() == 0 {
                 let name = format!("chat {number}.{count}");
@@ -101,7 +95,6 @@ async fn two_hundred_cuts_of_its_connections_lose_nothing_of_fifty_chats() {
     // None was carried out twice.
     let served = served.load(std::sync::atomic::Ordering::Relaxed);
     assert_eq!(served, counts.iter().sum::<usize>());
-    drop(bridge);
 }
 
 async fn until_done(mut chats: JoinSet<usize>) -> Vec<usize> {
@@ -117,23 +110,14 @@ async fn until_done(mut chats: JoinSet<usize>) -> Vec<usize> {
 async fn a_bridge_that_is_not_heard_of_loses_what_it_had_and_gets_what_comes_after_its_return() {
     let relay = TestRelay::with(|config| config.wait_for_bridge = Duration::from_secs(30)).await;
     let upstream = Upstream::scripted().await;
-    let proxy = ChaosProxy::to(relay.address, Duration::ZERO).await;
-    let bridge = TestBridge::between(proxy.address, upstream.address)
-        .transport(Transport::Poll)
-        .start()
-        .await;
-    ready(&relay, "ann").await;
-    let token = relay.token("ann");
-    let mut streaming = Caller::connect(relay.address, &token).await;
-    let (answer, mut response) = tokio::join!(
-        async { upstream.next().await.begin(Response::builder()) },
-        streaming.post("/api/chat", "{}"),
-    );
+    let (path, proxy) = Path::disturbed(relay, upstream, Transport::Poll, Duration::ZERO).await;
+    let mut streaming = path.caller().await;
+    let (answer, mut response) = path.begun(&mut streaming).await;
     answer.send("begun").await;
     assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "begun");
-    let mut headless = Caller::connect(relay.address, &token).await;
+    let mut headless = path.caller().await;
     let waiting = tokio::spawn(async move { headless.try_send(post("/api/chat", "{}")).await.unwrap() });
-    let call = upstream.next().await;
+    let call = path.upstream.next().await;
     proxy.set(Mode::BlackHole);
     let began = Instant::now();
     let lost = tokio::time::timeout(Duration::from_secs(29), waiting)
@@ -152,19 +136,18 @@ async fn a_bridge_that_is_not_heard_of_loses_what_it_had_and_gets_what_comes_aft
     );
     assert!(chunk(&mut response).await.unwrap().is_err());
 
-    let mut later = Caller::connect(relay.address, &token).await;
+    let mut later = path.caller().await;
     let sending = tokio::spawn(async move { later.try_send(post("/api/chat", "later")).await.unwrap() });
     proxy.set(Mode::Pass);
     until_within(Duration::from_secs(40), "the upstream to see both leave", || {
         answer.is_abandoned() && call.is_abandoned()
     })
     .await;
-    let again = tokio::time::timeout(Duration::from_secs(40), upstream.next())
+    let again = tokio::time::timeout(Duration::from_secs(40), path.upstream.next())
         .await
         .unwrap();
     again.finish(Response::new(tunnel::transport::full("back")));
     assert_eq!(crate::harness::text(sending.await.unwrap()).await, "back");
-    drop(bridge);
 }
 
 #[tokio::test]
@@ -189,14 +172,8 @@ async fn an_upgrade_is_refused_with_its_reason() {
 async fn shortest(transport: Transport, one_way: Duration) -> (Duration, Duration) {
     let relay = TestRelay::start().await;
     let upstream = Upstream::scripted().await;
-    let proxy = ChaosProxy::to(relay.address, one_way).await;
-    let bridge = TestBridge::between(proxy.address, upstream.address)
-        .transport(transport)
-        .start()
-        .await;
-    ready(&relay, "ann").await;
-    let token = relay.token("ann");
-    let mut caller = Caller::connect(relay.address, &token).await;
+    let (path, proxy) = Path::disturbed(relay, upstream, transport, one_way).await;
+    let mut caller = path.caller().await;
     let (mut first, mut later) = (Duration::MAX, Duration::MAX);
     let mut connections = 0;
     for round in 0..6 {
@@ -204,7 +181,7 @@ async fn shortest(transport: Transport, one_way: Duration) -> (Duration, Duratio
         let began = Instant::now();
         let (answer, mut response) = tokio::join!(
             async {
-                let answer = upstream.next().await.begin(Response::builder());
+                let answer = path.upstream.next().await.begin(Response::builder());
                 answer.send("first").await;
                 answer
             },
@@ -236,7 +213,6 @@ async fn shortest(transport: Transport, one_way: Duration) -> (Duration, Duratio
             "an answer had to wait for a connection"
         );
     }
-    drop(bridge);
     (first, later)
 }
 

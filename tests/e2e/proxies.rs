@@ -22,11 +22,8 @@ const SILENCE: Duration = Duration::from_secs(10);
 
 /// A bridge whose way to its relay leads through a proxy.
 struct Behind {
-    relay: TestRelay,
+    path: Path,
     front: Program,
-    upstream: Upstream,
-    bridge: TestBridge,
-    token: String,
 }
 
 impl Behind {
@@ -38,25 +35,13 @@ impl Behind {
             .transport(transport)
             .start()
             .await;
-        ready(&relay, "ann").await;
-        let token = relay.token("ann");
-        Self {
-            relay,
-            front,
-            upstream,
-            bridge,
-            token,
-        }
-    }
-
-    /// A caller at the relay itself.
-    async fn caller(&self) -> Caller {
-        Caller::connect(self.relay.address, &self.token).await
+        let path = Path::over(relay, upstream, bridge).await;
+        Self { path, front }
     }
 
     /// A caller who goes through the proxy too.
     async fn distant_caller(&self) -> Caller {
-        Caller::connect(self.front.address, &self.token).await
+        Caller::connect(self.front.address, &self.path.token).await
     }
 }
 
@@ -73,8 +58,8 @@ async fn told(bridge: &TestBridge) -> String {
 async fn a_chat_passes_proxies_that_upgrade_in_lock_step() {
     for front in [Front::HastyNginx, Front::HastyHaproxy] {
         let behind = Behind::new(front, Transport::Ws).await;
-        chat_in_lock_step(&behind.upstream, &mut behind.caller().await).await;
-        chat_in_lock_step(&behind.upstream, &mut behind.distant_caller().await).await;
+        chat_in_lock_step(&behind.path.upstream, &mut behind.path.caller().await).await;
+        chat_in_lock_step(&behind.path.upstream, &mut behind.distant_caller().await).await;
     }
 }
 
@@ -174,6 +159,7 @@ async fn a_link_that_a_proxy_cuts_for_its_silence_comes_back_by_itself_and_is_no
         let behind = Behind::new(front, Transport::Ws).await;
         let session = || {
             behind
+                .path
                 .relay
                 .relay
                 .registry
@@ -183,7 +169,7 @@ async fn a_link_that_a_proxy_cuts_for_its_silence_comes_back_by_itself_and_is_no
         let first = session();
         let another = || session().is_some_and(|now| Some(now) != first);
         until_within(Duration::from_secs(40), "another link", another).await;
-        chat_in_lock_step(&behind.upstream, &mut behind.caller().await).await;
+        chat_in_lock_step(&behind.path.upstream, &mut behind.path.caller().await).await;
         let second = session();
         // Nothing but time tells that a link is not cut.
         tokio::time::sleep(Duration::from_secs(17)).await;
@@ -228,24 +214,24 @@ async fn auto_ends_on_polling_where_a_proxy_lets_no_websocket_pass_and_says_why(
         (Front::StrictHaproxy, "403"),
     ] {
         let behind = Behind::new(front, Transport::Auto).await;
-        match &*behind.bridge.status.phase().borrow() {
+        match &*behind.path.bridge.status.phase().borrow() {
             Phase::Connected { transport, why, .. } => {
                 assert_eq!(*transport, "poll");
                 assert!(why.as_ref().is_some_and(|why| why.contains(word)), "{why:?}");
             }
             phase => panic!("not connected: {phase:?}"),
         }
-        chat_in_lock_step(&behind.upstream, &mut behind.caller().await).await;
-        chat_in_lock_step(&behind.upstream, &mut behind.distant_caller().await).await;
+        chat_in_lock_step(&behind.path.upstream, &mut behind.path.caller().await).await;
+        chat_in_lock_step(&behind.path.upstream, &mut behind.distant_caller().await).await;
     }
 }
 
 /// A chat that begins as soon as there is a bridge, whichever transport that has found by then.
 async fn survives_silence_behind(front: Front) {
     let behind = Behind::new(front, Transport::Auto).await;
-    let mut caller = behind.caller().await;
+    let mut caller = behind.path.caller().await;
     let (answer, mut response) = tokio::join!(
-        async { behind.upstream.next().await.begin(Response::builder()) },
+        async { behind.path.upstream.next().await.begin(Response::builder()) },
         caller.post("/api/chat", "{}"),
     );
     answer.send("first").await;

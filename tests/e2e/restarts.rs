@@ -9,6 +9,7 @@ use std::time::Duration;
 use command_fds::{CommandFdExt, FdMapping};
 use http::Response;
 use rustix::process::Signal;
+use tempfile::TempDir;
 use tokio::net::UnixDatagram;
 use tokio::process::Command;
 use tokio::time::Instant;
@@ -16,6 +17,7 @@ use tunnel::bridge::config::TokenSource;
 use tunnel::token::Secret;
 use tunnel::transport::full;
 
+use crate::harness::bridge::Transport;
 use crate::harness::process::{Process, command, run};
 use crate::harness::upstream::channel_body;
 use crate::harness::{Caller, TestBridge, Upstream, chunk, on_each_transport, text, until, within};
@@ -160,13 +162,54 @@ async fn call_on(address: SocketAddr, token: String, stop: Arc<AtomicBool>, done
     }
 }
 
-on_each_transport! {
-    async fn a_restart_under_socket_activation_refuses_nobody_and_breaks_nothing(transport: Transport) {
+/// A socket that is held while one relay follows another, and a desktop behind them.
+struct Held {
+    home: TempDir,
+    listener: TcpListener,
+    address: SocketAddr,
+    lame_duck: &'static str,
+    upstream: Upstream,
+    token: String,
+    _bridge: TestBridge,
+}
+
+impl Held {
+    /// With the first relay.
+    async fn start(upstream: Upstream, transport: Transport, lame_duck: &'static str) -> (Self, Process) {
         let home = tempfile::tempdir().unwrap();
         let (listener, address) = listener();
-        let start = || Process::start(activated(home.path(), &[(&listener, "relay")], &["--lame-duck", "100ms"]));
-        let mut relay = start();
+        let mut relay = holding(home.path(), &listener, lame_duck);
         relay.error_line("listens on").await;
+        let token = token(home.path()).await;
+        let bridge = TestBridge::between(address, upstream.address)
+            .token(TokenSource::Given(Secret::new(&token)))
+            .transport(transport)
+            .start()
+            .await;
+        let held = Self {
+            home,
+            listener,
+            address,
+            lame_duck,
+            upstream,
+            token,
+            _bridge: bridge,
+        };
+        (held, relay)
+    }
+
+    /// The next relay.
+    fn next(&self) -> Process {
+        holding(self.home.path(), &self.listener, self.lame_duck)
+    }
+}
+
+fn holding(home: &Path, listener: &TcpListener, lame_duck: &str) -> Process {
+    Process::start(activated(home, &[(listener, "relay")], &["--lame-duck", lame_duck]))
+}
+
+on_each_transport! {
+    async fn a_restart_under_socket_activation_refuses_nobody_and_breaks_nothing(transport: Transport) {
         let upstream = Upstream::serving(|_| async {
             let (sender, body) = channel_body();
             tokio::spawn(async move {
@@ -178,19 +221,17 @@ on_each_transport! {
             Response::new(body)
         })
         .await;
-        let token = token(home.path()).await;
-        let source = TokenSource::Given(Secret::new(&token));
-        let _bridge = TestBridge::between(address, upstream.address).token(source).transport(transport).start().await;
+        let (held, mut relay) = Held::start(upstream, transport, "100ms").await;
         let (stop, done) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
         let callers: Vec<_> = (0..8)
-            .map(|_| tokio::spawn(call_on(address, token.clone(), Arc::clone(&stop), Arc::clone(&done))))
+            .map(|_| tokio::spawn(call_on(held.address, held.token.clone(), Arc::clone(&stop), Arc::clone(&done))))
             .collect();
         for _ in 0..2 {
             let before = done.load(Ordering::Relaxed);
             until("calls", || done.load(Ordering::Relaxed) >= before + 16).await;
             relay.signal(Signal::TERM);
             assert_eq!(relay.ended().await, Some(0));
-            relay = start();
+            relay = held.next();
             relay.error_line("listens on").await;
         }
         let before = done.load(Ordering::Relaxed);
@@ -202,18 +243,11 @@ on_each_transport! {
     }
 
     async fn a_stream_in_flight_ends_well_at_the_old_relay_while_callers_wait_for_the_next(transport: Transport) {
-        let home = tempfile::tempdir().unwrap();
-        let (listener, address) = listener();
-        let start = || Process::start(activated(home.path(), &[(&listener, "relay")], &["--lame-duck", "0s"]));
-        let mut old = start();
-        old.error_line("listens on").await;
-        let upstream = Upstream::scripted().await;
-        let token = token(home.path()).await;
-        let source = TokenSource::Given(Secret::new(&token));
-        let _bridge = TestBridge::between(address, upstream.address).token(source).transport(transport).start().await;
-        let mut caller = Caller::connect(address, &token).await;
+        let (held, mut old) = Held::start(Upstream::scripted().await, transport, "0s").await;
+        let address = held.address;
+        let mut caller = Caller::connect(address, &held.token).await;
         let (answer, response) = tokio::join!(
-            async { upstream.next().await.begin(Response::builder()) },
+            async { held.upstream.next().await.begin(Response::builder()) },
             caller.post("/api/chat", "{}"),
         );
         let mut response = response;
@@ -230,7 +264,7 @@ on_each_transport! {
         let began = Instant::now();
         assert_eq!(old.ended().await, Some(0));
         assert!(began.elapsed() < Duration::from_secs(10), "it waited for nothing");
-        let _next = start();
+        let _next = held.next();
         assert_eq!(waiting.await.unwrap(), 200);
     }
 }
@@ -238,29 +272,18 @@ on_each_transport! {
 /// As a manager does that starts the next before the old one has ended.
 #[tokio::test]
 async fn the_next_relay_may_start_while_the_old_one_finishes() {
-    let home = tempfile::tempdir().unwrap();
-    let (listener, address) = listener();
-    let start = || Process::start(activated(home.path(), &[(&listener, "relay")], &["--lame-duck", "0s"]));
-    let mut old = start();
-    old.error_line("listens on").await;
-    let upstream = Upstream::scripted().await;
-    let token = token(home.path()).await;
-    let source = TokenSource::Given(Secret::new(&token));
-    let _bridge = TestBridge::between(address, upstream.address)
-        .token(source)
-        .start()
-        .await;
-    let mut caller = Caller::connect(address, &token).await;
+    let (held, mut old) = Held::start(Upstream::scripted().await, Transport::Ws, "0s").await;
+    let mut caller = Caller::connect(held.address, &held.token).await;
     let (answer, mut response) = tokio::join!(
-        async { upstream.next().await.begin(Response::builder()) },
+        async { held.upstream.next().await.begin(Response::builder()) },
         caller.post("/api/chat", "{}"),
     );
     old.signal(Signal::TERM);
     old.error_line("stopping").await;
-    let _next = start();
-    let mut other = Caller::connect(address, &token).await;
+    let _next = held.next();
+    let mut other = Caller::connect(held.address, &held.token).await;
     let ((), fresh) = tokio::join!(
-        async { upstream.next().await.finish(Response::new(full("the next"))) },
+        async { held.upstream.next().await.finish(Response::new(full("the next"))) },
         other.post("/api/chat", "{}"),
     );
     assert_eq!(text(fresh).await, "the next");

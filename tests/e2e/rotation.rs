@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::Response;
@@ -107,20 +107,21 @@ on_each_transport! {
     }
 }
 
+/// A relay that has its secret and its level from these files.
+async fn reading(home: &Path, level: &str) -> (Process, SocketAddr, [PathBuf; 2]) {
+    let files = ["secret", "level"].map(|name| home.join(name));
+    let [secret_file, level_file] = files.each_ref().map(|path| path.to_str().unwrap());
+    fs::write(secret_file, NEW_SECRET).unwrap();
+    fs::write(level_file, level).unwrap();
+    let options = ["--jwt-secret-file", secret_file, "--log-level-file", level_file];
+    let (relay, address) = Process::relay(home, &options).await;
+    (relay, address, files)
+}
+
 #[tokio::test]
 async fn what_cannot_be_read_again_stays_as_it_was() {
     let home = tempfile::tempdir().unwrap();
-    let secret = home.path().join("secret");
-    let level = home.path().join("level");
-    fs::write(&secret, NEW_SECRET).unwrap();
-    fs::write(&level, "info\n").unwrap();
-    let options = [
-        "--jwt-secret-file",
-        secret.to_str().unwrap(),
-        "--log-level-file",
-        level.to_str().unwrap(),
-    ];
-    let (mut relay, address) = Process::relay(home.path(), &options).await;
+    let (mut relay, address, [secret, level]) = reading(home.path(), "info\n").await;
     let issue = [
         "relay",
         "token",
@@ -156,16 +157,7 @@ async fn what_cannot_be_read_again_stays_as_it_was() {
 #[tokio::test]
 async fn the_access_log_follows_the_level_of_the_log() {
     let home = tempfile::tempdir().unwrap();
-    let (secret, level) = (home.path().join("secret"), home.path().join("level"));
-    fs::write(&secret, NEW_SECRET).unwrap();
-    fs::write(&level, "warn").unwrap();
-    let options = [
-        "--jwt-secret-file",
-        secret.to_str().unwrap(),
-        "--log-level-file",
-        level.to_str().unwrap(),
-    ];
-    let (mut relay, address) = Process::relay(home.path(), &options).await;
+    let (mut relay, address, [secret, level]) = reading(home.path(), "warn").await;
     let mut caller = Caller::connect(address, "nobody's").await;
     for words in ["path=/first", "path=/second"] {
         fs::write(&secret, NEW_SECRET).unwrap();

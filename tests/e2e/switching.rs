@@ -17,7 +17,7 @@ use crate::harness::bridge::Transport;
 use crate::harness::proxy::Mode;
 use crate::harness::upstream::channel_body;
 use crate::harness::{
-    Caller, ChaosProxy, TestBridge, TestRelay, Upstream, chunk, json, on_each_transport, post, ready,
+    Caller, ChaosProxy, Path, TestBridge, TestRelay, Upstream, chunk, json, on_each_transport, post, ready,
 };
 use crate::harness::{until, within};
 
@@ -30,11 +30,8 @@ const HASTY: Timing = Timing {
 
 /// A bridge that chooses its transport, behind a proxy of this mode.
 struct Choosing {
-    relay: TestRelay,
+    path: Path,
     proxy: ChaosProxy,
-    upstream: Upstream,
-    bridge: TestBridge,
-    token: String,
 }
 
 async fn choosing(mode: Mode, timing: Timing, upstream: Upstream) -> Choosing {
@@ -46,37 +43,32 @@ async fn choosing(mode: Mode, timing: Timing, upstream: Upstream) -> Choosing {
         .timing(timing)
         .start()
         .await;
-    ready(&relay, "ann").await;
-    let token = relay.token("ann");
-    Choosing {
-        relay,
-        proxy,
-        upstream,
-        bridge,
-        token,
-    }
+    let path = Path::over(relay, upstream, bridge).await;
+    Choosing { path, proxy }
 }
 
 #[tokio::test]
 async fn websocket_is_taken_where_it_works() {
     let chosen = choosing(Mode::Pass, Timing::default(), Upstream::scripted().await).await;
-    assert_eq!(chosen.bridge.transport(), ("ws", None));
+    assert_eq!(chosen.path.bridge.transport(), ("ws", None));
 }
 
 #[tokio::test]
 async fn polling_is_taken_where_websocket_is_refused_and_everybody_is_told_why() {
     let chosen = choosing(Mode::NoUpgrade, Timing::default(), Upstream::scripted().await).await;
     let why = "WebSocket blocked: the proxy answered 403 instead of 101 — using HTTP polling";
-    assert_eq!(chosen.bridge.transport(), ("poll", Some(why.to_owned())));
-    let mut caller = Caller::connect(chosen.relay.address, &chosen.token).await;
+    assert_eq!(chosen.path.bridge.transport(), ("poll", Some(why.to_owned())));
+    let mut caller = Caller::connect(chosen.path.relay.address, &chosen.path.token).await;
     let listing = tokio::join!(caller.get("/api/bridge"), async {
         // The list asks for the models, here without success.
         chosen
+            .path
             .upstream
             .next()
             .await
             .finish(Response::new(tunnel::transport::full("{}")));
         chosen
+            .path
             .upstream
             .next()
             .await
@@ -90,7 +82,7 @@ async fn polling_is_taken_where_websocket_is_refused_and_everybody_is_told_why()
 #[tokio::test]
 async fn polling_is_taken_where_websocket_gets_no_answer() {
     let chosen = choosing(Mode::DeafToUpgrade, HASTY, Upstream::scripted().await).await;
-    let (transport, why) = chosen.bridge.transport();
+    let (transport, why) = chosen.path.bridge.transport();
     assert_eq!(transport, "poll");
     assert!(why.as_ref().is_some_and(|why| why.contains("no answer")), "{why:?}");
 }
@@ -98,21 +90,21 @@ async fn polling_is_taken_where_websocket_gets_no_answer() {
 #[tokio::test]
 async fn websocket_is_taken_again_when_it_works_and_what_was_in_flight_finishes_on_the_old_link() {
     let chosen = choosing(Mode::NoUpgrade, HASTY, Upstream::scripted().await).await;
-    let mut caller = Caller::connect(chosen.relay.address, &chosen.token).await;
+    let mut caller = Caller::connect(chosen.path.relay.address, &chosen.path.token).await;
     let (answer, mut response) = tokio::join!(
-        async { chosen.upstream.next().await.begin(Response::builder()) },
+        async { chosen.path.upstream.next().await.begin(Response::builder()) },
         caller.post("/api/chat", "{}"),
     );
     answer.send("one").await;
     assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "one");
     chosen.proxy.set(Mode::Pass);
-    chosen.bridge.connected_over("ws").await;
+    chosen.path.bridge.connected_over("ws").await;
     answer.send("two").await;
     drop(answer);
     assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "two");
     assert!(chunk(&mut response).await.is_none());
     // Once it has nothing left, the old link goes, and one is left.
-    let registry = &chosen.relay.relay.registry;
+    let registry = &chosen.path.relay.relay.registry;
     until("the new link alone", || {
         registry.list("ann").iter().map(|session| session.transport).eq(["ws"])
     })
@@ -139,8 +131,8 @@ async fn a_network_that_blocks_websocket_is_remembered() {
     assert!(why.is_some_and(|why| why.contains("403")));
 }
 
-#[tokio::test]
-async fn the_relay_steers_those_who_let_it() {
+/// A bridge that polls because its relay wants it so.
+pub(crate) async fn steered_to_polling() -> (TestRelay, Upstream, TestBridge) {
     let relay = TestRelay::with(|config| config.transports.prefer_ws = 0).await;
     let upstream = Upstream::scripted().await;
     let bridge = TestBridge::to(&relay, &upstream)
@@ -148,6 +140,12 @@ async fn the_relay_steers_those_who_let_it() {
         .start()
         .await;
     bridge.connected_over("poll").await;
+    (relay, upstream, bridge)
+}
+
+#[tokio::test]
+async fn the_relay_steers_those_who_let_it() {
+    let (relay, upstream, bridge) = steered_to_polling().await;
     assert_eq!(bridge.transport().1.as_deref(), Some("the relay prefers HTTP polling"));
     let stubborn = TestBridge::to(&relay, &upstream)
         .transport(Transport::Ws)
@@ -206,7 +204,7 @@ async fn two_thousand_exchanges_while_websocket_is_blocked_and_opened_ten_times_
     let next = Arc::new(AtomicUsize::new(0));
     let mut callers = JoinSet::new();
     for _ in 0..CALLERS {
-        let mut caller = Caller::connect(chosen.relay.address, &chosen.token).await;
+        let mut caller = Caller::connect(chosen.path.relay.address, &chosen.path.token).await;
         let next = Arc::clone(&next);
         callers.spawn(async move {
             loop {
@@ -227,15 +225,15 @@ async fn two_thousand_exchanges_while_websocket_is_blocked_and_opened_ten_times_
         until("exchanges on the way", || next.load(Ordering::Relaxed) >= due).await;
         chosen.proxy.set(Mode::NoUpgrade);
         // The relay lets go of the link: it gets no more work, and ends when it has finished what it has.
-        let session = || chosen.relay.relay.registry.pick("ann", None);
+        let session = || chosen.path.relay.relay.registry.pick("ann", None);
         until("the relay to use it", || {
             session().is_some_and(|session| session.transport == "ws")
         })
         .await;
         session().expect("a session").retire();
-        chosen.bridge.connected_over("poll").await;
+        chosen.path.bridge.connected_over("poll").await;
         chosen.proxy.set(Mode::Pass);
-        chosen.bridge.connected_over("ws").await;
+        chosen.path.bridge.connected_over("ws").await;
     }
     assert!(
         next.load(Ordering::Relaxed) < EXCHANGES,

@@ -428,22 +428,27 @@ mod told {
         }
     }
 
+    /// The program with this certificate.
+    fn serving(home: &std::path::Path, certificate: &str, key: &str) -> Process {
+        let arguments = [
+            "relay",
+            "--listen",
+            "127.0.0.1:0",
+            "--tls-cert",
+            certificate,
+            "--tls-key",
+            key,
+        ];
+        Process::start(command(home, &arguments))
+    }
+
     #[tokio::test]
     async fn a_certificate_that_has_expired_is_told_and_shown_all_the_same() {
         let (folder, [certificate, key], ca) = files(|params| {
             params.not_before = date_time_ymd(2001, 1, 1);
             params.not_after = date_time_ymd(2002, 1, 1);
         });
-        let arguments = [
-            "relay",
-            "--listen",
-            "127.0.0.1:0",
-            "--tls-cert",
-            &certificate,
-            "--tls-key",
-            &key,
-        ];
-        let mut relay = Process::start(command(folder.path(), &arguments));
+        let mut relay = serving(folder.path(), &certificate, &key);
         relay.error_line("the certificate has expired on 2002-01-01").await;
         let line = relay.error_line("listens on https://").await;
         let address = line.rsplit("https://").next().unwrap().trim().parse().unwrap();
@@ -458,16 +463,7 @@ mod told {
     #[tokio::test]
     async fn a_broken_pair_on_disk_is_told_and_so_is_the_next_good_one() {
         let (folder, [certificate, key], _) = files(|_| {});
-        let arguments = [
-            "relay",
-            "--listen",
-            "127.0.0.1:0",
-            "--tls-cert",
-            &certificate,
-            "--tls-key",
-            &key,
-        ];
-        let mut relay = Process::start(command(folder.path(), &arguments));
+        let mut relay = serving(folder.path(), &certificate, &key);
         relay.error_line("relay started").await;
         std::fs::write(&key, "nothing").unwrap();
         let line = relay.error_line("no private key").await;

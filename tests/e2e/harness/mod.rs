@@ -164,6 +164,26 @@ impl Path {
             .allow("* /*")
             .start()
             .await;
+        Self::over(relay, upstream, bridge).await
+    }
+
+    /// The same with a proxy between relay and bridge, that delays each direction so long.
+    pub(crate) async fn disturbed(
+        relay: TestRelay,
+        upstream: Upstream,
+        transport: bridge::Transport,
+        one_way: Duration,
+    ) -> (Self, ChaosProxy) {
+        let proxy = ChaosProxy::to(relay.address, one_way).await;
+        let bridge = TestBridge::between(proxy.address, upstream.address)
+            .transport(transport)
+            .start()
+            .await;
+        (Self::over(relay, upstream, bridge).await, proxy)
+    }
+
+    /// Over this bridge of ann's, once requests reach it.
+    pub(crate) async fn over(relay: TestRelay, upstream: Upstream, bridge: TestBridge) -> Self {
         ready(&relay, "ann").await;
         let token = relay.token("ann");
         Self {
