@@ -98,8 +98,8 @@ on_each_transport! {
             let refused = site.run(&["token", "--user", "ann"]).await;
             assert!(refused.errors.contains("tunnel relay user enable ann"), "{}", refused.errors);
             site.output(&["user", "enable", "ann"]).await;
-            answered(&site, &ann, 503).await;
             desktop.stop().await;
+            answered(&site, &ann, 503).await;
             let _back = bridge(&site, &upstream, &ann, transport).await;
             answered(&site, &ann, 200).await;
         }
@@ -108,10 +108,10 @@ on_each_transport! {
     async fn a_kicked_bridge_comes_back(transport: Transport) {
         for database in EACH {
             let site = Site::new(database).await;
-            let _relay = site.relay().await;
+            let mut relay = site.relay().await;
             let upstream = serving().await;
             let ann = site.token("ann").await;
-            let desktop = bridge(&site, &upstream, &ann, transport).await;
+            let _desktop = bridge(&site, &upstream, &ann, transport).await;
             answered(&site, &ann, 200).await;
             let known = within("the store to know it", async {
                 loop {
@@ -124,8 +124,8 @@ on_each_transport! {
             assert_eq!((known["user"].as_str(), known["platform"].as_str()), (Some("ann"), Some("linux")));
             let name = known["name"].as_str().unwrap();
             site.output(&["kick", &format!("ann/{name}")]).await;
-            desktop.disconnected().await;
-            desktop.connected().await;
+            relay.error_line("bridge gone").await;
+            relay.error_line("bridge connected").await;
             answered(&site, &ann, 200).await;
             let unknown = site.run(&["kick", "nobody's"]).await;
             assert_eq!(unknown.code, Some(1));
@@ -135,7 +135,7 @@ on_each_transport! {
     async fn what_was_acknowledged_survives_a_kill(transport: Transport) {
         for database in EACH {
             let site = Site::new(database).await;
-            let mut relay = site.relay().await;
+            let relay = site.relay().await;
             let upstream = serving().await;
             let [ann, revoked, disabled] = [site.token("ann").await, site.token("ann").await, site.token("bob").await];
             let desktop = bridge(&site, &upstream, &ann, transport).await;
@@ -318,7 +318,7 @@ async fn two_relays_share_a_database() {
 async fn a_backup_taken_under_load_restores_to_the_same_relay() {
     for database in EACH {
         let site = Site::new(database).await;
-        let mut relay = site.relay().await;
+        let relay = site.relay().await;
         let upstream = serving().await;
         let (ann, revoked) = (site.token("ann").await, site.token("bob").await);
         site.output(&["token", "revoke", &id_of(&revoked)]).await;
