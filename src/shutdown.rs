@@ -62,10 +62,10 @@ impl Shutdown {
     }
 
     /// Once it is known that the end comes: begins the drain after this spell.
-    pub async fn drain_after(&self, spell: Duration) {
+    pub async fn drain_after(&self, spell: impl Future<Output = ()>) {
         self.leaving().await;
         tokio::select! {
-            () = tokio::time::sleep(spell) => self.drain(),
+            () = spell => self.drain(),
             () = self.draining() => {}
         }
     }

@@ -6,8 +6,8 @@ mod stream;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until};
 
 pub use self::stream::CallerIo;
 use self::stream::Tcp;
+use super::registry::InFlight;
 use super::tls::Tls;
 use super::{Relay, config::Limits, handle};
 use crate::shutdown::Shutdown;
@@ -57,6 +58,8 @@ struct Shared {
     upgraded: Arc<AtomicBool>,
     /// A polling bridge uses the connection.
     bridge: AtomicBool,
+    /// Counts it among those of callers: not if a bridge uses it, or if it came too late to ask.
+    counted: Mutex<Option<InFlight>>,
     /// Its requests come over HTTP/2.
     http2: AtomicBool,
     /// It was made during a drain, when only polling bridges are served.
@@ -70,19 +73,22 @@ struct Shared {
 
 impl Caller {
     fn new(relay: &Relay, address: SocketAddr, door: Door) -> Self {
+        let late = relay.shutdown.is_draining();
+        let counted = (!late && door == Door::Main).then(|| relay.callers.enter(usize::MAX));
         Self(Arc::new(Shared {
             address,
             door,
             is_tls: door == Door::Main && relay.config.tls.is_some(),
             is_trusted: relay.config.proxies.trust(address.ip()),
             http2: AtomicBool::new(false),
-            late: relay.shutdown.is_draining(),
+            late,
             shutdown: relay.shutdown.clone(),
             forwarded_for: HeaderValue::from_str(&address.ip().to_canonical().to_string())
                 .unwrap_or_else(|_| HeaderValue::from_static("unknown")),
             broken: Arc::default(),
             upgraded: Arc::default(),
             bridge: AtomicBool::new(false),
+            counted: Mutex::new(counted.flatten()),
             opened: Instant::now(),
             requests: AtomicU64::new(0),
             active: AtomicUsize::new(0),
@@ -127,7 +133,9 @@ impl Caller {
 
     /// A polling bridge uses the connection: it stays open during a drain for as long as answers may come over it.
     pub fn set_bridge(&self) {
-        self.0.bridge.store(true, Ordering::Release);
+        if !self.0.bridge.swap(true, Ordering::AcqRel) {
+            self.0.counted.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
     }
 
     /// Whether a polling bridge uses the connection.

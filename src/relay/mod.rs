@@ -52,7 +52,7 @@ use self::ledger::Ledger;
 use self::metrics::Metrics;
 use self::polling::Pollers;
 use self::rate::Buckets;
-use self::registry::{Registry, Session};
+use self::registry::{Counter, Registry, Session};
 use self::router::Route;
 use crate::shutdown::Shutdown;
 use crate::transport::Body;
@@ -92,6 +92,8 @@ pub struct Relay {
     pub ledger: Ledger,
     /// How it stops.
     pub shutdown: Shutdown,
+    /// Connections over which callers still ask for something, or may.
+    callers: Arc<Counter>,
     connections: Arc<Semaphore>,
     redirects: Arc<Semaphore>,
     port: OnceLock<u16>,
@@ -129,6 +131,7 @@ impl Relay {
             cors: Cors::new(config.cors_origins.clone()),
             metrics: Metrics::default(),
             ledger: Ledger::default(),
+            callers: Arc::default(),
             connections: Arc::new(Semaphore::new(config.limits.connections)),
             redirects: Arc::new(Semaphore::new(REDIRECTS)),
             port: OnceLock::new(),
@@ -159,6 +162,12 @@ impl Relay {
     /// Connections that could still be accepted.
     pub fn free_connections(&self) -> usize {
         self.connections.available_permits()
+    }
+
+    /// During a drain: resolves once nobody has a use for the session any more. Who connected before may still ask.
+    async fn done_with(&self, session: &Session) {
+        self.callers.none().await;
+        session.idle().await;
     }
 
     /// The port for callers and bridges.
@@ -197,7 +206,7 @@ async fn serve_callers(sockets: Sockets, relay: Arc<Relay>) {
         () = redirect(http.as_ref(), &relay) => {}
         () = keep_certificate(http.is_some(), &relay) => {}
         () = sweep(&relay) => {}
-        () = relay.shutdown.drain_after(relay.config.lame_duck) => {}
+        () = relay.shutdown.drain_after(spell(&relay, kept)) => {}
     }
     drop(http);
     let mut finish = std::pin::pin!(relay.shutdown.finish(relay.config.grace));
@@ -209,6 +218,14 @@ async fn serve_callers(sockets: Sockets, relay: Arc<Relay>) {
     }
     drop(listener);
     finish.await;
+}
+
+/// The time in which everything is served as ever, though the end is known.
+async fn spell(relay: &Relay, kept: bool) {
+    tokio::time::sleep(relay.config.lame_duck).await;
+    if kept {
+        relay.pollers.settle().await;
+    }
 }
 
 async fn redirect(listener: Option<&TcpListener>, relay: &Arc<Relay>) {

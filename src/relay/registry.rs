@@ -85,6 +85,17 @@ impl Counter {
     pub fn count(&self) -> usize {
         self.count.load(Ordering::Acquire)
     }
+
+    /// Resolves once there are none; look again after it, more may have come.
+    pub async fn none(&self) {
+        loop {
+            let zero = self.zero.notified();
+            if self.count() == 0 {
+                return;
+            }
+            zero.await;
+        }
+    }
 }
 
 /// One of what is counted; dropping it counts it off.
@@ -122,13 +133,7 @@ impl Session {
 
     /// Resolves once nothing is in flight; look again after it, more may have come.
     pub async fn idle(&self) {
-        loop {
-            let zero = self.in_flight.zero.notified();
-            if self.in_flight() == 0 {
-                return;
-            }
-            zero.await;
-        }
+        self.in_flight.none().await;
     }
 
     /// Resolves once it gets no more work and nothing is in flight on it.

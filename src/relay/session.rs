@@ -283,7 +283,7 @@ async fn run_json(relay: Arc<Relay>, io: CallerIo, read: Bytes, identity: Identi
             () = token_end(&relay.tokens, &owner), if link.is_alive() => link.end(Ending::TokenEnded),
             () = session.finished(), if link.is_alive() => link.end(Ending::Done),
             () = relay.shutdown.draining(), if !draining => draining = true,
-            () = session.idle(), if draining && link.is_alive() => link.end(Ending::GoingAway),
+            () = relay.done_with(&session), if draining && link.is_alive() => link.end(Ending::GoingAway),
             () = relay.shutdown.ended() => break "the relay stopped".to_owned(),
         }
     };
@@ -361,7 +361,7 @@ async fn live(
                 draining = true;
                 link.send(&Control::Drain);
             }
-            () = session.idle(), if draining && link.is_alive() => link.end(Ending::GoingAway),
+            () = relay.done_with(session), if draining && link.is_alive() => link.end(Ending::GoingAway),
             () = relay.shutdown.ended() => return End::Closing(1001, "the relay stopped".into()),
         }
     }

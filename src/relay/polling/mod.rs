@@ -5,8 +5,9 @@ mod routes;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use futures_util::future::join_all;
 use http::{HeaderMap, HeaderValue};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
@@ -27,6 +28,8 @@ pub use routes::answer;
 
 /// Messages of one bridge that are read at once.
 const POSTS: usize = 512;
+/// How long bridges have to settle on their connections.
+const SETTLE: Duration = Duration::from_secs(2);
 /// The longest text that a bridge says of itself, characters.
 const LONGEST_TEXT: usize = 256;
 
@@ -106,6 +109,14 @@ impl Pollers {
             }
             left.await;
         }
+    }
+
+    /// Tells all bridges to go on over the connections that they have, and waits a little until they know.
+    pub async fn settle(&self) {
+        let links: Vec<PollLink> = self.lock().values().map(|entry| entry.link.clone()).collect();
+        let all = join_all(links.iter().map(PollLink::settle));
+        // One that sleeps is not waited for.
+        let _ = tokio::time::timeout(SETTLE, all).await;
     }
 
     /// Requests that no bridge was told of yet.
@@ -395,7 +406,7 @@ async fn live(relay: &Arc<Relay>, entry: &Arc<Entry>, session: &Arc<Session>, dr
                 *draining = true;
                 entry.link.drain();
             }
-            () = session.idle(), if *draining => return Turn::Over("the relay stops"),
+            () = relay.done_with(session), if *draining => return Turn::Over("the relay stops"),
             () = relay.shutdown.ended() => return Turn::Over("the relay stopped"),
         }
     }

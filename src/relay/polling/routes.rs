@@ -108,6 +108,7 @@ fn registered(relay: &Relay, entry: &Entry) -> Response<Body> {
             "heartbeat": path("heartbeat"),
             "providerStatus": path("provider-status"),
         },
+        "link": entry.link.name(),
         "config": {
             "pollingInterval": POLLING_INTERVAL,
             "heartbeatInterval": HEARTBEAT_INTERVAL,
@@ -120,6 +121,13 @@ fn registered(relay: &Relay, entry: &Entry) -> Response<Body> {
 async fn poll(entry: &Entry, query: Option<&str>) -> Result<Response<Body>, Error> {
     let wait = wait(query, TUNING.wait)?;
     let acknowledged = number(query, "ack")?;
+    if parameter(query, "link").is_some_and(|link| link != entry.link.name()) {
+        // A bridge that finishes what it had at the relay before must not take what is for its new link.
+        return Err(Error::new(
+            Code::NotFound,
+            "this bridge registered anew; its older link is over",
+        ));
+    }
     let batch = entry.link.poll(acknowledged, wait).await.map_err(refused)?;
     let batch =
         serde_json::to_vec(&batch).map_err(|_| Error::new(Code::BridgeGone, "a request cannot stand in JSON"))?;
@@ -143,14 +151,16 @@ async fn body_part(entry: &Entry, id: &str, n: u32, query: Option<&str>) -> Resu
     Ok(response)
 }
 
-/// A query's whole number, if it is there.
+/// A query's parameter, if it is there.
+fn parameter<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
+    query?
+        .split('&')
+        .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// A parameter that is a whole number.
 fn number(query: Option<&str>, name: &str) -> Result<Option<u64>, Error> {
-    let value = query.and_then(|query| {
-        query
-            .split('&')
-            .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
-    });
-    value
+    parameter(query, name)
         .map(|value| {
             value
                 .parse()

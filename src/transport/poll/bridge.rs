@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::carry::Carrier;
 use super::client::{Call, Client, Lane, Trouble};
+pub use super::event::{End, Event, Tell};
 use super::wire::{Batch, Capabilities, Register, Registered};
 use super::{HEARTBEAT, POLL, REGISTER, TUNING};
 use crate::token::Secret;
@@ -31,37 +32,10 @@ const MOST_EXCHANGES: usize = 4096;
 const REMEMBERED: usize = 1024;
 /// An empty answer sooner than this is no answer to a long poll.
 const QUICK: Duration = Duration::from_millis(200);
+/// Between two polls that do not wait, for they share their connection.
+const SETTLED: Duration = Duration::from_millis(250);
 /// The largest answer to a poll: what fits into a batch, as JSON.
 const BATCH: usize = 16 * 1024 * 1024;
-
-/// What happens on the link that its owner must see to.
-#[derive(Debug)]
-pub enum Event {
-    /// The relay cannot be reached at the moment; it is tried again and again.
-    Away(String),
-    /// It can again.
-    Back,
-    /// The relay says which transports it offers, the one it prefers first.
-    Steer(Vec<String>),
-    /// The relay asks to be left: connect anew, while what is in flight finishes here.
-    Drain,
-    /// It is over.
-    Ended(End),
-}
-
-/// Takes what happens; does not wait.
-pub type Tell = dyn Fn(Event) + Send + Sync;
-
-/// How the link ended.
-#[derive(Debug)]
-pub enum End {
-    /// The relay has no further use for it.
-    Finished,
-    /// Another process of the same bridge took over.
-    Replaced,
-    /// The relay refuses.
-    Refused(ConnectError),
-}
 
 /// The handle to the link; cheap to clone. Dropping it does not end the link.
 #[derive(Clone)]
@@ -165,6 +139,8 @@ pub struct Driver {
     handles: HashMap<String, AbortHandle>,
     known: VecDeque<String>,
     acknowledged: Option<u64>,
+    /// The relay's name for the link.
+    link: Option<String>,
     /// Polls in a row that came to nothing.
     failures: u32,
     away: bool,
@@ -196,7 +172,7 @@ pub async fn register(
     let began = Instant::now();
     let registered = send_register(&client, &register).await.map_err(connect_error)?;
     let round_trip = watch::Sender::new(Some(began.elapsed()));
-    let bridge_id = registered.bridge_id.clone();
+    let (bridge_id, link) = (registered.bridge_id.clone(), registered.link.clone());
     let welcome = welcome(registered, &register);
     let shared = Arc::new(Shared {
         client: Arc::clone(&client),
@@ -224,6 +200,7 @@ pub async fn register(
         handles: HashMap::new(),
         known: VecDeque::new(),
         acknowledged: None,
+        link,
         failures: 0,
         away: false,
     };
@@ -290,6 +267,10 @@ impl Driver {
         }
     }
 
+    fn is_drained(&self) -> bool {
+        self.shared.drained.load(Ordering::Acquire)
+    }
+
     fn wait(&self) -> Duration {
         let wait = self.pace.current();
         if self.running.is_empty() {
@@ -301,10 +282,14 @@ impl Driver {
 
     fn next_poll(&self) -> BoxFuture<'static, Result<Batch, Trouble>> {
         let lost = self.failures > 0;
-        let wait = if lost { Duration::ZERO } else { self.wait() };
+        let at_once = lost || self.shared.client.is_settled();
+        let wait = if at_once { Duration::ZERO } else { self.wait() };
         let mut path = format!("{POLL}/{}?timeout={}", self.shared.bridge_id, wait.as_millis());
         if let Some(batch) = self.acknowledged {
             path.push_str(&format!("&ack={batch}"));
+        }
+        if let Some(link) = &self.link {
+            path.push_str(&format!("&link={link}"));
         }
         let client = Arc::clone(&self.shared.client);
         async move {
@@ -327,26 +312,36 @@ impl Driver {
                 if batch.requests.is_empty() && waited >= self.wait().mul_f64(0.9) {
                     self.pace.survived();
                 }
-                // Another poll of this bridge may take turns with this one, after a relay gave way to the next.
-                if !batch.drain && waited < QUICK && batch.is_empty() {
-                    tokio::time::sleep(QUICK).await;
-                }
+                let pause = self.pause_after(&batch, waited);
                 self.take_batch(batch, tell);
-                // A relay that stops needs not be asked any further once everything is answered.
-                let done = self.shared.drained.load(Ordering::Acquire) && self.shared.is_left();
-                (done && self.running.is_empty()).then_some(End::Finished)
+                tokio::time::sleep(pause).await;
+                None
             }
             Err(Trouble::NetworkChanged) => None,
             Err(Trouble::Answer(error)) => self.take_refusal(error, tell).await,
+            // A relay that stops needs not be looked for once everything is answered.
+            Err(_) if self.is_drained() && self.running.is_empty() => Some(End::Finished),
             Err(trouble) => {
-                if matches!(trouble, Trouble::Silent) && self.shared.client.silence() > DEAD {
+                let client = &self.shared.client;
+                if matches!(trouble, Trouble::Silent) && client.silence() > DEAD && !client.is_settled() {
                     // The other connections are as dead as this one.
-                    self.shared.client.renew();
+                    client.renew();
                 }
                 self.pace.lost_after(waited);
                 self.pause(trouble.to_string(), None, tell).await;
                 None
             }
+        }
+    }
+
+    /// Between this answer, that came after so long, and the next poll.
+    fn pause_after(&self, batch: &Batch, waited: Duration) -> Duration {
+        let stops = batch.drain || batch.settle;
+        match batch.is_empty() {
+            _ if self.shared.client.is_settled() => SETTLED,
+            // Another poll of this bridge may take turns with this one, after a relay gave way to the next.
+            true if !stops && waited < QUICK => QUICK,
+            _ => Duration::ZERO,
         }
     }
 
@@ -361,6 +356,9 @@ impl Driver {
 
     fn take_batch(&mut self, batch: Batch, tell: &Tell) {
         self.acknowledged = Some(batch.batch);
+        if batch.drain || batch.settle {
+            self.shared.client.settle(true);
+        }
         for id in &batch.cancelled {
             if let Some(handle) = self.handles.remove(id) {
                 handle.abort();
@@ -404,7 +402,7 @@ impl Driver {
             return None;
         };
         match (status, code.as_str()) {
-            (StatusCode::NOT_FOUND, "not_found") if self.shared.is_left() => Some(End::Finished),
+            (StatusCode::NOT_FOUND, "not_found") if self.shared.is_left() || self.is_drained() => Some(End::Finished),
             (StatusCode::NOT_FOUND, "not_found") => self.register_again(tell).await,
             (StatusCode::CONFLICT, _) => Some(End::Replaced),
             (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, "unauthorized" | "forbidden") => {
@@ -421,11 +419,12 @@ impl Driver {
     async fn register_again(&mut self, tell: &Tell) -> Option<End> {
         self.abort_all();
         self.acknowledged = None;
-        self.shared.drained.store(false, Ordering::Release);
+        self.shared.client.settle(false);
         let register = self.shared.lock().clone();
         match send_register(&self.shared.client, &register).await {
             Ok(registered) => {
                 tracing::info!("registered again");
+                self.link = registered.link;
                 tell(Event::Steer(registered.transports));
                 self.note_reached(tell);
                 None

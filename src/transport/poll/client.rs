@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::standing::{Standing, StandingDialer};
 use crate::token::Secret;
 use crate::transport::attach::{self, ConnectError};
 use crate::transport::dial::{DialError, Dialer, HttpDialer, RelayUrl};
@@ -32,7 +33,7 @@ const SHORT_SLACK: Duration = Duration::from_millis(2500);
 /// A slower way than this is not waited for, octets per second.
 const SLOWEST: usize = 20 * 1024;
 
-type Pool = legacy::Client<HttpDialer, Sent>;
+type Pool = legacy::Client<StandingDialer, Sent>;
 
 /// Sends requests to the relay; shared by the poll and all exchanges.
 pub struct Client {
@@ -41,6 +42,7 @@ pub struct Client {
     dialer: Dialer,
     token: watch::Sender<Secret>,
     state: Mutex<State>,
+    standing: Arc<Standing>,
     life: Arc<Life>,
     /// Counts up when the network changed: what is under way on the old connections is tried again at once.
     network: watch::Sender<u64>,
@@ -160,9 +162,11 @@ impl Client {
     /// Nothing is connected yet.
     pub fn new(dialer: Dialer, relay: RelayUrl, token: Secret, instance: &str) -> Arc<Self> {
         let text = |text: &str| HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("-"));
+        let standing = Standing::new();
         Arc::new(Self {
             instance: text(instance),
-            state: Mutex::new(State::new(&dialer)),
+            state: Mutex::new(State::new(&dialer, &standing)),
+            standing,
             relay,
             dialer,
             token: watch::Sender::new(token),
@@ -188,7 +192,7 @@ impl Client {
 
     /// Leaves all connections: they may lead nowhere now.
     pub fn renew(&self) {
-        *self.lock() = State::new(&self.dialer);
+        *self.lock() = State::new(&self.dialer, &self.standing);
         self.network.send_modify(|count| *count += 1);
     }
 
@@ -199,13 +203,29 @@ impl Client {
         state.polling = 1 - state.polling;
     }
 
+    /// From now on, or no longer, requests go over the connections that stand, as long as one does: others may lead to another
+    /// relay, or to none.
+    pub fn settle(&self, settled: bool) {
+        self.standing.settle(settled);
+    }
+
+    /// Whether they do.
+    pub fn is_settled(&self) -> bool {
+        self.standing.is_settled()
+    }
+
     /// Sends a request and gives the successful answer: its head, and its body of at most `most` octets.
     ///
     /// # Errors
     /// [`Trouble`].
     pub async fn fetch(&self, call: Call<'_>, most: usize) -> Result<(HeaderMap, Bytes), Trouble> {
         let mut network = self.network.subscribe();
-        let pool = self.lock().pool(call.lane);
+        let preferred = self.lock().pool(call.lane);
+        let turn = tokio::select! {
+            turn = self.standing.turn(preferred) => turn,
+            _ = network.changed() => return Err(Trouble::NetworkChanged),
+        };
+        let pool = self.lock().pools[turn.pool()].clone();
         let limit = call.wait + call.slack;
         let exchange = async {
             let response = pool
@@ -257,27 +277,30 @@ impl Client {
 }
 
 impl State {
-    fn new(dialer: &Dialer) -> Self {
-        let pool = || {
+    fn new(dialer: &Dialer, standing: &Arc<Standing>) -> Self {
+        let pool = |pool| {
             legacy::Client::builder(TokioExecutor::new())
                 .pool_timer(TokioTimer::new())
                 .pool_idle_timeout(KEPT_FOR)
                 .pool_max_idle_per_host(KEPT)
-                .build(HttpDialer(dialer.clone()))
+                .build(StandingDialer {
+                    dialer: HttpDialer(dialer.clone()),
+                    standing: Arc::clone(standing),
+                    pool,
+                })
         };
         Self {
-            pools: [pool(), pool()],
+            pools: [pool(0), pool(1)],
             polling: 0,
         }
     }
 
-    fn pool(&self, lane: Lane) -> Pool {
-        let at = if lane == Lane::Poll {
+    fn pool(&self, lane: Lane) -> usize {
+        if lane == Lane::Poll {
             self.polling
         } else {
             1 - self.polling
-        };
-        self.pools[at].clone()
+        }
     }
 }
 

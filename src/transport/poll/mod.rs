@@ -1,15 +1,18 @@
 //! The `poll` transport: the same exchanges with nothing but short, plain HTTP requests from the bridge (protocol.md section 3).
 //!
 //! `wire` holds the JSON messages; the relay's end is `relay`, with `queue` (what the bridge is to
-//! be told) and `pending`, `upload` and `answer` (one exchange and its two bodies); the bridge's end is `bridge` (the waiting poll) with `carry` (one exchange) and `client` (its HTTP).
+//! be told) and `pending`, `upload` and `answer` (one exchange and its two bodies); the bridge's end is `bridge` (the waiting poll) with `carry` (one exchange) and `client`
+//! (its HTTP, over connections that `standing` counts).
 
 pub mod answer;
 pub mod bridge;
 mod carry;
 pub mod client;
+mod event;
 mod pending;
 mod queue;
 pub mod relay;
+mod standing;
 pub mod upload;
 pub mod wire;
 

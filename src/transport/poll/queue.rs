@@ -39,8 +39,14 @@ pub(super) struct Queue<E> {
     /// How the last exchanges ended.
     finished: VecDeque<(u64, Finished)>,
     draining: bool,
-    /// Whether the bridge is still to be told so.
-    drain_news: bool,
+    /// The bridge should go on over the connections that it has.
+    settling: bool,
+    /// Whether the bridge is still to be told either.
+    stop_news: bool,
+    /// A poll was told to settle.
+    settle_told: bool,
+    /// And the bridge has polled since.
+    settled: bool,
 }
 
 /// What one poll is told.
@@ -70,14 +76,28 @@ impl<E> Queue<E> {
             turn: 0,
             finished: VecDeque::new(),
             draining: false,
-            drain_news: false,
+            settling: false,
+            stop_news: false,
+            settle_told: false,
+            settled: false,
         }
     }
 
     /// Sets whether the bridge should register anew.
     pub(super) fn set_draining(&mut self, draining: bool) {
         self.draining = draining;
-        self.drain_news = draining;
+        self.stop_news = draining;
+    }
+
+    /// The bridge should go on over the connections that it has.
+    pub(super) fn settle(&mut self) {
+        self.settling = true;
+        self.stop_news = true;
+    }
+
+    /// Whether it was told so, and has polled since.
+    pub(super) fn is_settled(&self) -> bool {
+        self.settled
     }
 
     /// How many exchanges there are.
@@ -160,6 +180,7 @@ impl<E> Queue<E> {
                 self.round_trip = Some(sent.elapsed());
             }
         }
+        self.settled |= self.settle_told;
         self.turn += 1;
         self.turn
     }
@@ -172,7 +193,7 @@ impl<E> Queue<E> {
             && self.unacknowledged.is_empty()
             && self.cancelled.is_empty()
             && self.told.is_empty()
-            && !self.drain_news);
+            && !self.stop_news);
         if superseded || (whatever && !news) {
             return Some(Taken {
                 // Not the number of what the newer one got: who acknowledged that would lose it.
@@ -189,7 +210,8 @@ impl<E> Queue<E> {
         }
         self.batch += 1;
         self.batch_sent = Some(Instant::now());
-        self.drain_news = false;
+        self.stop_news = false;
+        self.settle_told = self.settling;
         self.told.append(&mut self.cancelled);
         // A bridge that never acknowledges may forget the oldest: they are hints.
         let over = self.told.len().saturating_sub(TUNING.told);
@@ -226,6 +248,7 @@ impl<E> Queue<E> {
             success: true,
             batch: self.batch,
             drain: self.draining,
+            settle: self.settling,
             ..Batch::default()
         }
     }

@@ -124,15 +124,14 @@ impl PollLink {
         self.0.life.notify_waiters();
     }
 
+    /// Its random name.
+    pub fn name(&self) -> &str {
+        &self.0.prefix
+    }
+
     /// Requests that the bridge was not told of yet.
     pub fn queued(&self) -> usize {
         self.0.lock().queue.waiting()
-    }
-
-    /// Tells the bridge to register anew.
-    pub fn drain(&self) {
-        self.0.lock().queue.set_draining(true);
-        self.0.news.notify_waiters();
     }
 
     /// Room for so many octets of an answer in memory, if they are more than what is always taken; none if there is none for as

@@ -84,6 +84,9 @@ pub struct Registered {
     /// The name it got.
     #[serde(default)]
     pub name: Option<String>,
+    /// Names the link; polls repeat it.
+    #[serde(default)]
+    pub link: Option<String>,
     /// The transports that the relay offers, the one it prefers first.
     #[serde(default)]
     pub transports: Vec<String>,
@@ -103,6 +106,9 @@ pub struct Batch {
     pub cancelled: Vec<String>,
     /// Register anew; what is in flight finishes here.
     pub drain: bool,
+    /// Make no further connection while one stands: it would lead to the next relay.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub settle: bool,
     /// More is waiting already.
     pub has_more: bool,
 }

@@ -1,4 +1,5 @@
-//! Watches a `poll` link: for how long nothing was heard of the bridge, and whether it is gone.
+//! Watches a `poll` link: for how long nothing was heard of the bridge, and whether it is gone. And tells the
+//! bridge that the relay stops.
 
 use tokio::time::sleep_until;
 
@@ -17,6 +18,29 @@ pub enum Loss {
 }
 
 impl PollLink {
+    /// Tells the bridge to go on over the connections that it has. Resolves once it knows, or is gone.
+    pub async fn settle(&self) {
+        self.0.lock().queue.settle();
+        self.0.news.notify_waiters();
+        loop {
+            let news = self.0.news.notified();
+            let known = {
+                let state = self.0.lock();
+                state.queue.is_settled() || state.ending.is_some()
+            };
+            if known {
+                return;
+            }
+            news.await;
+        }
+    }
+
+    /// Tells the bridge to register anew.
+    pub fn drain(&self) {
+        self.0.lock().queue.set_draining(true);
+        self.0.news.notify_waiters();
+    }
+
     /// Resolves when the link is lost: no contact for too long, or ended.
     pub async fn lost(&self) -> Loss {
         loop {
