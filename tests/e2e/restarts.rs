@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
 use http::Response;
+use http_body_util::BodyExt;
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::net::UnixDatagram;
@@ -20,7 +21,7 @@ use tunnel::transport::full;
 use crate::harness::bridge::Transport;
 use crate::harness::process::{Process, command, run};
 use crate::harness::upstream::channel_body;
-use crate::harness::{Caller, TestBridge, Upstream, chunk, on_each_transport, text, until, within};
+use crate::harness::{Caller, TestBridge, Upstream, chunk, on_each_transport, post, text, until, until_within, within};
 
 /// A relay that is passed these sockets, by these names.
 fn activated(home: &Path, sockets: &[(&TcpListener, &str)], more: &[&str]) -> Command {
@@ -266,6 +267,162 @@ on_each_transport! {
         assert!(began.elapsed() < Duration::from_secs(10), "it waited for nothing");
         let _next = held.next();
         assert_eq!(waiting.await.unwrap(), 200);
+    }
+}
+
+on_each_transport! {
+    async fn answers_that_begin_while_callers_wait_for_the_next_relay_arrive_whole(transport: Transport) {
+        let home = tempfile::tempdir().unwrap();
+        let (listener, address) = listener();
+        let mut old = Process::start(activated(home.path(), &[(&listener, "relay")], &["--lame-duck", "0s"]));
+        old.error_line("listens on").await;
+        let upstream = Upstream::scripted().await;
+        let token = token(home.path()).await;
+        let source = TokenSource::Given(Secret::new(&token));
+        let bridge = TestBridge::between(address, upstream.address).token(source).transport(transport).start().await;
+        let mut callers = tokio::task::JoinSet::new();
+        for _ in 0..40 {
+            let mut caller = Caller::connect(address, &token).await;
+            callers.spawn(async move { text(caller.post("/api/chat", "{}").await).await });
+        }
+        let mut calls = Vec::new();
+        while calls.len() < callers.len() {
+            calls.push(upstream.next().await);
+        }
+        old.signal(Signal::TERM);
+        bridge.disconnected().await;
+        let began = Instant::now();
+        let answers: Vec<_> = calls.into_iter().map(|call| call.begin(Response::builder())).collect();
+        for piece in ["one", " two"] {
+            for answer in &answers {
+                answer.send(piece).await;
+            }
+        }
+        drop(answers);
+        while let Some(answer) = callers.join_next().await {
+            assert_eq!(answer.unwrap(), "one two");
+        }
+        assert_eq!(old.ended().await, Some(0));
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    }
+}
+
+/// How much is asked for while relays are restarted under it.
+struct Load {
+    exchanges: usize,
+    callers: usize,
+    /// How long a stream lasts, which every tenth answer is.
+    stream: Duration,
+}
+
+impl Load {
+    /// The long run (`TUNNEL_LONG_TESTS=1`) is one of minutes.
+    fn of_this_run() -> Self {
+        if std::env::var_os("TUNNEL_LONG_TESTS").is_some() {
+            return Self {
+                exchanges: 5000,
+                callers: 32,
+                stream: Duration::from_secs(5),
+            };
+        }
+        Self {
+            exchanges: 320,
+            callers: 16,
+            stream: Duration::from_secs(2),
+        }
+    }
+
+    /// Answers whose first piece takes a while, as that of a model which is being loaded does.
+    async fn upstream(&self) -> Upstream {
+        let stream = self.stream;
+        Upstream::serving(move |request| {
+            let pause = if request.uri().path() == "/api/generate" {
+                stream / PIECES
+            } else {
+                Duration::from_millis(10)
+            };
+            async move {
+                tokio::time::sleep(pause * 2).await;
+                let (sender, body) = channel_body();
+                tokio::spawn(async move {
+                    for number in 0..PIECES {
+                        if !sender.try_send(format!("{number} ")).await {
+                            return;
+                        }
+                        tokio::time::sleep(pause).await;
+                    }
+                });
+                Response::new(body)
+            }
+        })
+        .await
+    }
+}
+
+/// Of one answer.
+const PIECES: u32 = 10;
+
+/// One exchange on a connection of its own; what went wrong, if anything did.
+async fn exchange(address: SocketAddr, token: &str, path: &str) -> Result<(), String> {
+    let began = Instant::now();
+    let mut caller = Caller::connect(address, token).await;
+    let tell = |what: String| format!("{path}, after {:?}: {what}", began.elapsed());
+    let response = caller.try_send(post(path, "{}")).await;
+    let response = response.map_err(|error| tell(error.to_string()))?;
+    if response.status() != 200 {
+        let code = response.headers().get("tunnel-error").cloned();
+        return Err(tell(format!("{} {code:?}", response.status())));
+    }
+    let body = response.into_body().collect().await;
+    let body = body.map_err(|error| tell(error.to_string()))?.to_bytes();
+    let whole: String = (0..PIECES).map(|number| format!("{number} ")).collect();
+    if body == whole {
+        Ok(())
+    } else {
+        Err(tell(format!("{body:?}")))
+    }
+}
+
+on_each_transport! {
+    async fn no_exchange_fails_while_relays_are_restarted_under_socket_activation(transport: Transport) {
+        let load = Load::of_this_run();
+        let home = tempfile::tempdir().unwrap();
+        let (listener, address) = listener();
+        let options = ["--lame-duck", "200ms", "--access-log", "off"];
+        let start = || Process::start(activated(home.path(), &[(&listener, "relay")], &options));
+        let mut relay = start();
+        relay.error_line("listens on").await;
+        let upstream = load.upstream().await;
+        let token = token(home.path()).await;
+        let source = TokenSource::Given(Secret::new(&token));
+        let _bridge = TestBridge::between(address, upstream.address).token(source).transport(transport).start().await;
+        let (begun, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let mut callers = tokio::task::JoinSet::new();
+        for _ in 0..load.callers {
+            let (token, begun, done) = (token.clone(), Arc::clone(&begun), Arc::clone(&done));
+            callers.spawn(async move {
+                let mut failed = Vec::new();
+                loop {
+                    let number = begun.fetch_add(1, Ordering::Relaxed);
+                    if number >= load.exchanges {
+                        return failed;
+                    }
+                    let path = if number % 10 == 0 { "/api/generate" } else { "/api/chat" };
+                    failed.extend(exchange(address, &token, path).await.err());
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for restart in 1..=3 {
+            let enough = load.exchanges / 4 * restart;
+            until_within(load.stream * 100, "exchanges", || done.load(Ordering::Relaxed) >= enough).await;
+            relay.signal(Signal::TERM);
+            assert_eq!(relay.ended().await, Some(0));
+            relay = start();
+            relay.error_line("listens on").await;
+        }
+        let failed = callers.join_all().await.concat();
+        assert!(failed.is_empty(), "{} of {}: {failed:#?}", failed.len(), load.exchanges);
     }
 }
 
