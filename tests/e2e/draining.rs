@@ -162,6 +162,21 @@ async fn callers_over_http2_are_told_to_leave_and_lose_nothing() {
     assert_eq!(text(response).await, "served");
 }
 
+on_each_transport! {
+    async fn who_connected_before_the_drain_still_gets_a_bridge(transport: Transport) {
+        let path = Path::scripted(transport).await;
+        let free = path.relay.relay.free_connections();
+        let mut raw = Raw::connect(path.relay.address).await;
+        until("the connection to be accepted", || path.relay.relay.free_connections() < free).await;
+        path.relay.shutdown.drain();
+        path.bridge.disconnected().await;
+        raw.send(format!("GET /api/tags HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer {}\r\n\r\n", path.token)).await;
+        path.upstream.next().await.finish(Response::new(full("served")));
+        assert!(raw.until("served").await.starts_with("HTTP/1.1 200"));
+        path.relay.stopped().await;
+    }
+}
+
 #[tokio::test]
 async fn a_connection_made_just_before_the_drain_gets_an_answer() {
     let path = Path::scripted(Transport::Ws).await;
