@@ -72,7 +72,8 @@ struct Shared {
 }
 
 impl Caller {
-    fn new(relay: &Relay, address: SocketAddr, door: Door) -> Self {
+    /// Of a connection that was accepted right now: whether that was during a drain counts.
+    pub fn new(relay: &Relay, address: SocketAddr, door: Door) -> Self {
         let late = relay.shutdown.is_draining();
         let counted = (!late && door == Door::Main).then(|| relay.callers.enter(usize::MAX));
         Self(Arc::new(Shared {
@@ -211,15 +212,9 @@ impl Drop for Active {
 }
 
 /// Serves a connection until it ends, is idle for too long, or the relay stops.
-pub async fn serve(
-    relay: Arc<Relay>,
-    stream: TcpStream,
-    address: SocketAddr,
-    door: Door,
-    permit: OwnedSemaphorePermit,
-) {
+pub async fn serve(relay: Arc<Relay>, stream: TcpStream, caller: Caller, permit: OwnedSemaphorePermit) {
     socket::tune_server(&stream, relay.config.limits.idle);
-    let caller = Caller::new(&relay, address, door);
+    let address = caller.address();
     let stream = Arc::new(stream);
     let upgraded = Arc::clone(&caller.0.upgraded);
     let tcp = Tcp::new(Arc::clone(&stream), caller.broken(), upgraded, permit);

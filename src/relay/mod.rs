@@ -254,7 +254,8 @@ async fn accept(listener: &TcpListener, door: Door, relay: &Arc<Relay>) {
         };
         match listener.accept().await {
             Ok((stream, address)) => {
-                let connection = connection::serve(Arc::clone(relay), stream, address, door, permit);
+                let caller = Caller::new(relay, address, door);
+                let connection = connection::serve(Arc::clone(relay), stream, caller, permit);
                 relay.shutdown.tracker().spawn(connection);
             }
             Err(error) => {
