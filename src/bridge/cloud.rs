@@ -12,11 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::CONTENT_ENCODING;
-use http::{HeaderMap, Method, Request};
+use http::{Method, Request};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 
+use super::scan::{Attention, Reader, Scanner};
+use crate::transport::headers::is_plain;
 use crate::transport::{Body, BoxError, ExchangeError};
 
 const CLOUD: &str =
@@ -52,6 +53,7 @@ pub fn guard(request: Request<Body>) -> Result<(Request<Body>, Guard), ExchangeE
         GuardedBody {
             body,
             scanner: Scanner::default(),
+            names: Names::default(),
             refused,
         }
         .boxed_unsync()
@@ -77,17 +79,11 @@ fn policy(detail: &str) -> ExchangeError {
     }
 }
 
-fn is_plain(headers: &HeaderMap) -> bool {
-    headers.get_all(CONTENT_ENCODING).iter().all(|value| {
-        let mut codings = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-        codings.all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity"))
-    })
-}
-
 /// A request body that is read along on its way to the local server.
 struct GuardedBody {
     body: Body,
     scanner: Scanner,
+    names: Names,
     refused: Arc<AtomicBool>,
 }
 
@@ -100,12 +96,15 @@ impl http_body::Body for GuardedBody {
         if self.refused.load(Ordering::Acquire) {
             return Poll::Ready(Some(Err(CLOUD.into())));
         }
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let this = &mut *self;
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
-            && self.scanner.feed(data)
         {
-            self.refused.store(true, Ordering::Release);
+            this.scanner.feed(data, &mut this.names);
+        }
+        if this.names.found {
+            this.refused.store(true, Ordering::Release);
             return Poll::Ready(Some(Err(CLOUD.into())));
         }
         Poll::Ready(frame)
@@ -120,13 +119,12 @@ impl http_body::Body for GuardedBody {
     }
 }
 
-/// Reads a JSON document in pieces of any size and looks for a cloud model's name in the outermost object.
+/// Looks for a cloud model's name in the outermost object of a document.
 ///
 /// Only documents that are valid must be judged right: Ollama reads a whole document before it acts, and answers 400 to
 /// anything else. What comes after the first document it never reads.
 #[derive(Debug, Default)]
-struct Scanner {
-    place: Place,
+struct Names {
     /// Objects and arrays around this place. Ollama takes 10000, so what saturates is refused there.
     depth: u32,
     role: Role,
@@ -134,23 +132,7 @@ struct Scanner {
     named: bool,
     word: Word,
     found: bool,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-enum Place {
-    #[default]
-    Start,
-    Between,
-    /// In a string.
-    Text,
-    /// In a string, after a backslash.
-    Escape,
-    /// In a string, after a backslash and `u`.
-    Hex {
-        left: u8,
-        unit: u32,
-    },
-    End,
+    over: bool,
 }
 
 /// What a string at this place of the outermost object is.
@@ -162,94 +144,54 @@ enum Role {
     Other,
 }
 
-impl Scanner {
-    /// Takes the next piece; true once a cloud model was named.
-    fn feed(&mut self, mut bytes: &[u8]) -> bool {
-        loop {
-            match self.place {
-                _ if self.found => return true,
-                Place::End => return false,
-                // Prompts and images are most of a body, and nothing in them matters.
-                Place::Text if self.role() == Role::Other => bytes = after_plain(bytes),
-                _ => {}
-            }
-            let Some((&byte, rest)) = bytes.split_first() else {
-                return false;
-            };
-            self.step(byte);
-            bytes = rest;
+impl Reader for Names {
+    fn attention(&self) -> Attention {
+        match self.depth {
+            _ if self.found || self.over => Attention::Over,
+            1 if self.role != Role::Other => Attention::Texts,
+            0 | 1 => Attention::Marks,
+            _ => Attention::Nesting,
         }
     }
 
-    fn step(&mut self, byte: u8) {
-        match self.place {
-            Place::Start => self.start(byte),
-            Place::Between => self.between(byte),
-            Place::Text => match byte {
-                b'"' => self.end_text(),
-                b'\\' => self.place = Place::Escape,
-                _ => self.take(byte.into()),
-            },
-            Place::Escape => match byte {
-                b'u' => self.place = Place::Hex { left: 4, unit: 0 },
-                b'b' | b'f' | b'n' | b'r' | b't' => self.take(b' '.into()),
-                _ => self.take(byte.into()),
-            },
-            Place::Hex { left, unit } => {
-                let unit = unit << 4 | char::from(byte).to_digit(16).unwrap_or_default();
-                match left.saturating_sub(1) {
-                    0 => self.take(unit),
-                    left => self.place = Place::Hex { left, unit },
-                }
-            }
-            Place::End => {}
-        }
-    }
-
-    fn start(&mut self, byte: u8) {
-        match byte {
-            b'{' => {
-                self.place = Place::Between;
+    fn mark(&mut self, mark: u8) {
+        match mark {
+            b'{' if self.depth == 0 => {
                 self.depth = 1;
                 self.role = Role::Key;
             }
-            // With the byte order mark: not JSON, but some readers skip it.
-            b' ' | b'\t' | b'\r' | b'\n' | 0xEF | 0xBB | 0xBF => {}
-            _ => self.place = Place::End,
-        }
-    }
-
-    fn between(&mut self, byte: u8) {
-        match byte {
-            b'"' => {
-                self.word = Word::default();
-                self.place = Place::Text;
-            }
+            _ if self.depth == 0 => self.over = true,
             b'{' | b'[' => self.depth = self.depth.saturating_add(1),
             b'}' | b']' => {
-                self.depth = self.depth.saturating_sub(1);
-                if self.depth == 0 {
-                    self.place = Place::End;
-                }
+                self.depth -= 1;
+                self.over = self.depth == 0;
             }
             b':' => self.role = if self.named { Role::Model } else { Role::Other },
-            b',' => self.role = Role::Key,
-            _ => {}
+            _ => self.role = Role::Key,
         }
     }
 
-    fn role(&self) -> Role {
-        if self.depth == 1 { self.role } else { Role::Other }
+    fn plain(&mut self, byte: u8) {
+        // With the byte order mark: not JSON, but some readers skip it.
+        let skipped = matches!(byte, b' ' | b'\t' | b'\r' | b'\n' | 0xEF | 0xBB | 0xBF);
+        self.over |= self.depth == 0 && !skipped;
     }
 
-    fn take(&mut self, unit: u32) {
-        self.place = Place::Text;
+    fn begin_text(&mut self) {
+        self.over |= self.depth == 0;
+        self.word = Word::default();
+    }
+
+    fn octets(&mut self, octets: &[u8]) {
+        octets.iter().for_each(|octet| self.word.push((*octet).into()));
+    }
+
+    fn unit(&mut self, unit: u16) {
         self.word.push(unit);
     }
 
     fn end_text(&mut self) {
-        self.place = Place::Between;
-        match self.role() {
+        match self.role {
             Role::Key => self.named = self.word.names_model(),
             // Of several, Ollama takes the last; refusing for any cannot be wrong in the caller's favour.
             Role::Model => self.found = self.word.is_cloud(),
@@ -257,12 +199,6 @@ impl Scanner {
         }
         self.role = Role::Other;
     }
-}
-
-/// The rest from the first byte on that means something in a string.
-fn after_plain(bytes: &[u8]) -> &[u8] {
-    let plain = bytes.iter().position(|byte| matches!(byte, b'"' | b'\\'));
-    plain.and_then(|plain| bytes.get(plain..)).unwrap_or_default()
 }
 
 /// The last eight characters of a string, in lower case; zero where there are none.
@@ -273,7 +209,7 @@ fn after_plain(bytes: &[u8]) -> &[u8] {
 struct Word(u64);
 
 impl Word {
-    fn push(&mut self, unit: u32) {
+    fn push(&mut self, unit: u16) {
         let byte = match u8::try_from(unit) {
             Ok(byte @ b'!'..=b'~') => byte.to_ascii_lowercase(),
             _ => b' ',
@@ -305,6 +241,7 @@ mod tests {
     use crate::transport::{empty, full};
     use futures_util::FutureExt;
     use http::HeaderValue;
+    use http::header::CONTENT_ENCODING;
     use http_body_util::StreamBody;
     use proptest::collection::{hash_map, vec};
     use proptest::prelude::*;
@@ -312,7 +249,15 @@ mod tests {
     use serde_json::Value;
 
     fn found(document: impl AsRef<[u8]>) -> bool {
-        Scanner::default().feed(document.as_ref())
+        found_in([document.as_ref()])
+    }
+
+    fn found_in<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> bool {
+        let (mut scanner, mut names) = (Scanner::default(), Names::default());
+        for piece in pieces {
+            scanner.feed(piece, &mut names);
+        }
+        names.found
     }
 
     /// The same by other means.
@@ -473,9 +418,7 @@ mod tests {
             }
             prop_assert_eq!(&serde_json::from_str::<Value>(&written).unwrap(), &document);
             prop_assert_eq!(found(&written), oracle(&document), "{}", written);
-            let mut scanner = Scanner::default();
-            let in_pieces = written.as_bytes().chunks(size).any(|chunk| scanner.feed(chunk));
-            prop_assert_eq!(in_pieces, oracle(&document), "{}", written);
+            prop_assert_eq!(found_in(written.as_bytes().chunks(size)), oracle(&document), "{}", written);
         }
 
         #[test]

@@ -12,6 +12,7 @@ pub mod local;
 pub mod memory;
 pub mod network;
 pub mod policy;
+mod scan;
 pub mod status;
 mod uplink;
 pub mod upstream;

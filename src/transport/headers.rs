@@ -1,8 +1,8 @@
 //! What every hop does to header fields (protocol.md section 4): one set of functions for both transports and both ends.
 
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN,
-    PROXY_AUTHORIZATION, REFERER, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, HeaderMap, HeaderName,
+    HeaderValue, ORIGIN, PROXY_AUTHORIZATION, REFERER, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
 };
 
 /// The code of an error of ours; on a response it is always ours, an upstream's own is removed.
@@ -127,6 +127,14 @@ pub fn remove_origin(headers: &mut HeaderMap) {
 /// Removes every `Tunnel-*` field, so that those on a response are ours alone.
 pub fn remove_tunnel(headers: &mut HeaderMap) {
     remove_prefixed(headers, &["tunnel-"]);
+}
+
+/// Whether a body can be read as it is: it has no coding but `identity`.
+pub fn is_plain(headers: &HeaderMap) -> bool {
+    headers.get_all(CONTENT_ENCODING).iter().all(|value| {
+        let mut codings = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+        codings.all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity"))
+    })
 }
 
 fn remove_prefixed(headers: &mut HeaderMap, prefixes: &[&str]) {
