@@ -1,4 +1,5 @@
-//! What happens to a request on the desktop: scrubbed, held against the policy, answered by the local server, counted.
+//! What happens to a request on the desktop: scrubbed, held against the policy, answered by the local server, counted (its
+//! tokens by [`usage`]).
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,8 +18,10 @@ use super::cloud::{self, Guard};
 use super::policy::Policy;
 use super::status::{Running, Status};
 use super::upstream::Upstream;
+use super::usage::{self, Tally};
 use crate::transport::headers::{self, X_REQUEST_ID};
 use crate::transport::path::normalise;
+use crate::transport::usage::is_asked;
 use crate::transport::{Body, BoxError, Exchange, ExchangeError, upgrade};
 
 /// Answers the relay's requests.
@@ -52,12 +55,14 @@ impl Local {
             path: request.uri().path().to_owned(),
         };
         let near = upgrade::of_request(&mut request);
+        let mut tally = None;
         let answered = match self.admit(request) {
-            Ok((request, None)) => self.upstream.call(request).await,
-            Ok((request, Some(guard))) => {
-                let answered = self.upstream.call(request).await;
+            Ok(admitted) => {
+                tally = admitted.tally;
+                let answered = self.upstream.call(admitted.request).await;
                 // The guard broke the request off: that is the reason, not what became of the connection.
-                answered.map_err(|error| guard.refusal().unwrap_or(error))
+                let refusal = admitted.guard.and_then(|guard| guard.refusal());
+                answered.map_err(|error| refusal.unwrap_or(error))
             }
             Err(refused) => Err(refused),
         };
@@ -70,26 +75,39 @@ impl Local {
         }
         headers::remove_hop_by_hop(response.headers_mut(), false);
         headers::remove_tunnel(response.headers_mut());
-        Ok(response.map(|body| CountedBody { body, record }.boxed_unsync()))
+        let response = response.map(|body| CountedBody { body, record }.boxed_unsync());
+        Ok(match tally {
+            Some(tally) => tally.of_answer(response),
+            None => response,
+        })
     }
 
     /// The request as it goes to the local server, if the policy lets it.
-    fn admit(&self, request: Request<Body>) -> Result<(Request<Body>, Option<Guard>), ExchangeError> {
+    fn admit(&self, request: Request<Body>) -> Result<Admitted, ExchangeError> {
         let (mut parts, body) = request.into_parts();
         parts.uri = self.target(&parts.method, &parts.uri)?;
+        let asked = is_asked(&mut parts.headers);
         let upgrades = headers::is_upgrade(&parts.headers);
         headers::remove_hop_by_hop(&mut parts.headers, upgrades);
         headers::remove_tunnel(&mut parts.headers);
         headers::remove_origin(&mut parts.headers);
         parts.extensions = http::Extensions::new();
         let guarded = self.policy.guards_cloud(&parts.method, parts.uri.path());
+        let counted = asked && usage::applies(&parts.method, parts.uri.path());
         let request = Request::from_parts(parts, body);
-        if guarded {
+        let (request, guard) = if guarded {
             let (request, guard) = cloud::guard(request)?;
-            Ok((request, Some(guard)))
+            (request, Some(guard))
         } else {
-            Ok((request, None))
-        }
+            (request, None)
+        };
+        let (request, tally) = if counted {
+            let (request, tally) = Tally::of_request(request);
+            (request, Some(tally))
+        } else {
+            (request, None)
+        };
+        Ok(Admitted { request, guard, tally })
     }
 
     fn target(&self, method: &Method, uri: &Uri) -> Result<Uri, ExchangeError> {
@@ -152,6 +170,13 @@ fn switch(
     Ok(())
 }
 
+/// A request that may go to the local server.
+struct Admitted {
+    request: Request<Body>,
+    guard: Option<Guard>,
+    tally: Option<Tally>,
+}
+
 /// What is noted of one exchange.
 struct Record {
     running: Running,
@@ -189,11 +214,14 @@ impl http_body::Body for CountedBody {
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        match &frame {
+        let mut frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &mut frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     self.record.running.add_bytes(data.len());
+                }
+                if let Some(trailers) = frame.trailers_mut() {
+                    headers::scrub_trailers(trailers);
                 }
             }
             Some(Err(error)) => self.record.log_broken(error),

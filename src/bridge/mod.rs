@@ -16,6 +16,7 @@ mod scan;
 pub mod status;
 mod uplink;
 pub mod upstream;
+mod usage;
 
 use std::sync::Arc;
 use std::time::Duration;

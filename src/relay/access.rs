@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use http::header::CONTENT_LENGTH;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
 
 use self::line::Line;
@@ -25,7 +25,8 @@ use super::proxies::Told;
 use super::registry::Session;
 use super::router::Target;
 use crate::telemetry;
-use crate::transport::headers::X_REQUEST_ID;
+use crate::transport::headers::{TUNNEL_USAGE, X_REQUEST_ID};
+use crate::transport::usage::Usage;
 
 /// One exchange; dropping it is its end.
 #[derive(Debug)]
@@ -47,6 +48,8 @@ pub struct Record {
     sent: u64,
     /// Octets of the answer's body, if that is known.
     length: Option<u64>,
+    /// Tokens, as the bridge counted them.
+    usage: Option<Usage>,
     end: End,
 }
 
@@ -95,6 +98,7 @@ impl Record {
             upload: Arc::default(),
             sent: 0,
             length: None,
+            usage: None,
             end: End::Open,
         }
     }
@@ -134,6 +138,7 @@ impl Record {
     pub fn head<B: Body>(&mut self, response: &Response<B>) {
         let status = response.status();
         self.status = Some(status);
+        self.set_usage(response.headers());
         let bodiless = response.body().is_end_stream()
             || self.method == Method::HEAD
             || status.is_informational()
@@ -150,14 +155,31 @@ impl Record {
         }
     }
 
+    /// The head or the trailers of the answer tell its tokens, perhaps.
+    pub fn set_usage(&mut self, headers: &HeaderMap) {
+        if let Some(report) = headers.get(TUNNEL_USAGE) {
+            self.usage = Usage::parse(report);
+        }
+    }
+
+    /// Its tokens, if they are known. They never are of an answer that did not come to its end.
+    fn usage(&self) -> Option<&Usage> {
+        self.usage.as_ref().filter(|_| self.end == End::Whole)
+    }
+
     /// Octets of the answer's body go out.
     pub fn send(&mut self, octets: usize) {
         self.first_byte.get_or_insert_with(|| self.began.elapsed());
         self.sent += octets as u64;
         self.relay.metrics.sent(octets);
-        if self.length == Some(self.sent) {
+        if self.is_complete() {
             self.end = End::Whole;
         }
+    }
+
+    /// Whether all octets of an answer of known length went out.
+    pub fn is_complete(&self) -> bool {
+        self.length == Some(self.sent)
     }
 
     /// The answer is whole.
@@ -201,6 +223,7 @@ impl Record {
             status: self.status.map(|status| status.as_u16()),
             code: self.refused.map(|refused| refused.code),
             reason: self.refused.and_then(|refused| refused.reason),
+            usage: self.usage(),
             received: self.upload.received.load(Ordering::Relaxed),
             sent: self.sent,
             first_byte: self.first_byte,
@@ -223,13 +246,14 @@ impl Record {
         if session.identity.ephemeral || self.relay.config.keeper.is_none() {
             return;
         }
+        let usage = self.usage();
         self.relay.ledger.add(&Exchanged {
             user: &identity.user,
             token: &identity.id,
             session,
-            model: None,
-            prompt: None,
-            completion: None,
+            model: usage.and_then(|usage| usage.model.as_deref()),
+            prompt: usage.and_then(|usage| usage.prompt),
+            completion: usage.and_then(|usage| usage.completion),
             is_error: !matches!(outcome, Outcome::Ok | Outcome::Cancelled),
             is_cancelled: outcome == Outcome::Cancelled,
             received: self.upload.received.load(Ordering::Relaxed),

@@ -1,19 +1,19 @@
 //! Carries a caller's request to a bridge and the response back: finds the session, keeps the bounds, scrubs both heads.
 
+mod bodies;
+
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, HOST};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
-use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use self::bodies::{HeldBody, MeteredBody, RefusalBody};
 use super::Relay;
 use super::access::{Record, Upload};
 use super::auth;
@@ -24,7 +24,7 @@ use super::registry::{InFlight, Session};
 use super::router::Target;
 use crate::transport::headers::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
 use crate::transport::idle::{Activity, IdleLimit};
-use crate::transport::{Body, BoxError, ExchangeError, Link, empty, headers, upgrade};
+use crate::transport::{Body, ExchangeError, Link, empty, headers, upgrade, usage};
 
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
@@ -77,8 +77,11 @@ pub async fn forward(
         return response;
     }
     record.head(&response);
+    let report_follows = usage::is_announced(response.headers());
     incoming(response, |body| HeldBody {
         body,
+        report_follows,
+        last: None,
         activity: answered.activity,
         idle: answered.idle,
         cut: answered.cut,
@@ -338,135 +341,4 @@ async fn join(
         () = relay.shutdown.ended() => {}
     }
     drop(held);
-}
-
-/// A request body on its way to the bridge: counted, and bounded where `--max-body` says so.
-struct MeteredBody {
-    body: Incoming,
-    activity: Activity,
-    left: Option<u64>,
-    upload: Arc<Upload>,
-    relay: Arc<Relay>,
-}
-
-impl http_body::Body for MeteredBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
-        let Poll::Ready(Some(Ok(mut frame))) = frame else {
-            return frame.map_err(Into::into);
-        };
-        if let Some(trailers) = frame.trailers_mut() {
-            headers::scrub_trailers(trailers);
-        }
-        self.activity.touch();
-        let octets = frame.data_ref().map_or(0, Bytes::len);
-        if let Some(left) = &mut self.left {
-            match left.checked_sub(octets as u64) {
-                Some(rest) => *left = rest,
-                None => {
-                    self.upload.too_large.store(true, Ordering::Relaxed);
-                    return Poll::Ready(Some(Err("the body is too large".into())));
-                }
-            }
-        }
-        self.upload.received.fetch_add(octets as u64, Ordering::Relaxed);
-        self.relay.metrics.received(octets);
-        Poll::Ready(Some(Ok(frame)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// A response body on its way to the caller: breaks when nothing moves for too long, and holds what the exchange holds.
-struct HeldBody {
-    // Dropped in this order: the stream is free again before the next exchange is let in.
-    body: Body,
-    activity: Activity,
-    idle: IdleLimit,
-    cut: Cut,
-    /// Set where a broken body could be taken for a whole one (HTTP/1.0): the connection is then reset.
-    broken: Option<Arc<AtomicBool>>,
-    _held: Held,
-    record: Record,
-}
-
-impl http_body::Body for HeldBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = &mut *self;
-        let mut frame = match Pin::new(&mut this.body).poll_frame(cx) {
-            Poll::Pending if this.cut.as_mut().poll(cx).is_ready() => {
-                Some(Err("the caller is not let in any more".into()))
-            }
-            Poll::Pending => match Pin::new(&mut this.idle).poll(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(()) => Some(Err("nothing moved for too long".into())),
-            },
-            Poll::Ready(frame) => frame,
-        };
-        this.activity.touch();
-        match &mut frame {
-            Some(Ok(frame)) => match frame.trailers_mut() {
-                Some(trailers) => {
-                    headers::scrub_trailers(trailers);
-                    this.record.finish();
-                }
-                None => this.record.send(frame.data_ref().map_or(0, Bytes::len)),
-            },
-            Some(Err(_)) => {
-                this.record.break_off();
-                if let Some(broken) = &this.broken {
-                    broken.store(true, Ordering::Release);
-                }
-            }
-            None => this.record.finish(),
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// The body of the relay's own answer.
-struct RefusalBody {
-    body: Body,
-    record: Record,
-}
-
-impl http_body::Body for RefusalBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &frame {
-            self.record.send(frame.data_ref().map_or(0, Bytes::len));
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }

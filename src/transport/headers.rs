@@ -2,7 +2,7 @@
 
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, HeaderMap, HeaderName,
-    HeaderValue, ORIGIN, PROXY_AUTHORIZATION, REFERER, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
+    HeaderValue, ORIGIN, PROXY_AUTHORIZATION, REFERER, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 
 /// The code of an error of ours; on a response it is always ours, an upstream's own is removed.
@@ -23,6 +23,13 @@ pub const TUNNEL_EPHEMERAL: HeaderName = HeaderName::from_static("tunnel-ephemer
 pub const TUNNEL_BRIDGE_ID: HeaderName = HeaderName::from_static("tunnel-bridge-id");
 /// From the relay: how many streams it may have open at once on this link.
 pub const TUNNEL_MAX_IN_FLIGHT: HeaderName = HeaderName::from_static("tunnel-max-in-flight");
+/// On a request: the relay takes reports of tokens; in the trailers of an answer, or in its head: the report
+/// ([`super::usage`]).
+pub const TUNNEL_USAGE: HeaderName = HeaderName::from_static("tunnel-usage");
+/// From the relay, beside [`TUNNEL_USAGE`]: the caller's own `TE`, where that takes trailers.
+pub const TUNNEL_TE: HeaderName = HeaderName::from_static("tunnel-te");
+/// From the bridge: the `Content-Length` of an answer that ends with trailers.
+pub const TUNNEL_CONTENT_LENGTH: HeaderName = HeaderName::from_static("tunnel-content-length");
 /// From the caller: the bridge wanted.
 pub const TUNNEL_BRIDGE: HeaderName = HeaderName::from_static("tunnel-bridge");
 /// The credential of Anthropic's clients.
@@ -124,9 +131,18 @@ pub fn remove_origin(headers: &mut HeaderMap) {
     headers.remove(REFERER);
 }
 
-/// Removes every `Tunnel-*` field, so that those on a response are ours alone.
+/// Removes every `Tunnel-*` field, and what announces one as a trailer, so that those on a response are ours alone.
 pub fn remove_tunnel(headers: &mut HeaderMap) {
     remove_prefixed(headers, &["tunnel-"]);
+    let is_tunnel = |name: &&str| name.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("tunnel-"));
+    if tokens(headers, &TRAILER).any(|name| is_tunnel(&name)) {
+        let others: Vec<&str> = tokens(headers, &TRAILER).filter(|name| !is_tunnel(name)).collect();
+        let others = HeaderValue::from_str(&others.join(", ")).ok();
+        headers.remove(TRAILER);
+        if let Some(others) = others.filter(|others| !others.is_empty()) {
+            headers.insert(TRAILER, others);
+        }
+    }
 }
 
 /// Whether a body can be read as it is: it has no coding but `identity`.

@@ -18,6 +18,7 @@ pub mod poll;
 pub mod socket;
 pub mod told;
 pub mod upgrade;
+pub mod usage;
 pub mod ws;
 
 use std::pin::Pin;

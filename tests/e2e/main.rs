@@ -54,4 +54,5 @@ mod switching;
 mod tls;
 mod tokens;
 mod upgrades;
+mod usage;
 mod watching;

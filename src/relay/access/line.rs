@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::time::{Duration, SystemTime};
 
+use crate::transport::usage::Usage;
+
 /// A longer path is cut, octets.
 const LONGEST_PATH: usize = 1024;
 
@@ -20,6 +22,7 @@ pub(super) struct Line<'a> {
     pub(super) status: Option<u16>,
     pub(super) code: Option<&'static str>,
     pub(super) reason: Option<&'static str>,
+    pub(super) usage: Option<&'a Usage>,
     pub(super) received: u64,
     pub(super) sent: u64,
     pub(super) first_byte: Option<Duration>,
@@ -44,6 +47,9 @@ trait Fields {
         let us = value.as_micros();
         let _ = write!(self.out(), "{}.{:03}", us / 1000, us % 1000);
     }
+
+    /// Tokens of a prompt and of its answer.
+    fn tokens(&mut self, prompt: Option<u64>, completion: Option<u64>);
 
     fn maybe(&mut self, name: &str, value: Option<&str>) {
         if let Some(value) = value {
@@ -84,6 +90,15 @@ impl Line<'_> {
         }
         fields.maybe("code", self.code);
         fields.maybe("reason", self.reason);
+        if let Some(Usage {
+            model,
+            prompt,
+            completion,
+        }) = self.usage
+        {
+            fields.maybe("model", model.as_deref());
+            fields.tokens(*prompt, *completion);
+        }
         fields.number("bytes_in", self.received);
         fields.number("bytes_out", self.sent);
         if let Some(time) = self.first_byte {
@@ -124,6 +139,15 @@ impl Fields for Pretty<'_> {
             let _ = write!(self.0, "{value:?}");
         }
     }
+
+    fn tokens(&mut self, prompt: Option<u64>, completion: Option<u64>) {
+        if prompt.is_none() && completion.is_none() {
+            return;
+        }
+        let told = |count: Option<u64>| count.map_or_else(|| "?".to_owned(), |count| count.to_string());
+        self.name("tokens");
+        let _ = write!(self.0, "{}+{}", told(prompt), told(completion));
+    }
 }
 
 struct Json<'a>(&'a mut Vec<u8>);
@@ -143,11 +167,21 @@ impl Fields for Json<'_> {
         self.name(name);
         let _ = serde_json::to_writer(&mut *self.0, value);
     }
+
+    fn tokens(&mut self, prompt: Option<u64>, completion: Option<u64>) {
+        for (name, count) in [("prompt_tokens", prompt), ("completion_tokens", completion)] {
+            if let Some(count) = count {
+                self.number(name, count);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::UNIX_EPOCH;
+
+    use serde_json::Value;
 
     use super::*;
 
@@ -163,6 +197,7 @@ mod tests {
             status: Some(503),
             code: Some("no_bridge"),
             reason: None,
+            usage: None,
             received: 2,
             sent: 80,
             first_byte: None,
@@ -186,7 +221,7 @@ mod tests {
         );
         let mut out = Vec::new();
         line("/a\"b").json(UNIX_EPOCH, &mut out);
-        let json: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        let json: Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(json["fields"]["path"], "/a\"b");
         assert_eq!(json["fields"]["user"], "ann o'neil");
         assert_eq!(json["fields"]["total_ms"], 1002.003);
@@ -194,6 +229,46 @@ mod tests {
             (&json["level"], &json["target"]),
             (&"INFO".into(), &"tunnel::access".into())
         );
+    }
+
+    #[test]
+    fn tokens_stand_there_as_far_as_they_are_known() {
+        let usage = |prompt, completion| Usage {
+            model: Some("llama3.2:1b".into()),
+            prompt,
+            completion,
+        };
+        for (usage, text, json) in [
+            (
+                usage(Some(26), Some(298)),
+                " model=llama3.2:1b tokens=26+298 ",
+                (26.into(), 298.into()),
+            ),
+            (
+                usage(Some(26), None),
+                " model=llama3.2:1b tokens=26+? ",
+                (26.into(), Value::Null),
+            ),
+            (
+                usage(None, None),
+                " model=llama3.2:1b bytes_in",
+                (Value::Null, Value::Null),
+            ),
+        ] {
+            let line = Line {
+                usage: Some(&usage),
+                ..line("/api/chat")
+            };
+            assert!(pretty(&line).contains(text), "{}", pretty(&line));
+            let mut out = Vec::new();
+            line.json(UNIX_EPOCH, &mut out);
+            let fields = &serde_json::from_slice::<Value>(&out).unwrap()["fields"];
+            assert_eq!(
+                (&fields["promptTokens"], &fields["completionTokens"]),
+                (&json.0, &json.1)
+            );
+            assert_eq!(fields["model"], "llama3.2:1b");
+        }
     }
 
     #[test]

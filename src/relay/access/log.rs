@@ -183,6 +183,7 @@ mod tests {
             status: Some(200),
             code: None,
             reason: None,
+            usage: None,
             received: 0,
             sent: 0,
             first_byte: None,

@@ -21,7 +21,7 @@ use super::{POLL, RESPOND, TUNING, TUNNEL_ABORT, TUNNEL_END, TUNNEL_PART, TUNNEL
 use crate::transport::attach::ConnectError;
 use crate::transport::backoff::Backoff;
 use crate::transport::json::{Fields, decode_body, encode_body_short};
-use crate::transport::{Body, BoxError, Exchange, ExchangeError, empty, full, refusal};
+use crate::transport::{Body, BoxError, Exchange, ExchangeError, empty, full, refusal, usage};
 
 /// What all exchanges of a bridge share.
 pub(super) struct Carrier {
@@ -100,7 +100,7 @@ impl Carrier {
     /// Sends head and body. The next part is collected while one is on its way.
     async fn respond(&self, id: &str, response: Response<Body>) -> Result<(), Over> {
         let path = format!("{RESPOND}/{}/{id}", self.bridge_id);
-        let (head, mut body) = response.into_parts();
+        let (mut head, mut body) = response.into_parts();
         let mut next = Gathering::new(Arc::clone(&self.budget));
         // Not more than what, as JSON, is always taken.
         while next.is_short() {
@@ -109,7 +109,10 @@ impl Carrier {
                 None => break,
             }
         }
-        let first = next.split_at(TUNING.first_part);
+        let mut first = next.split_at(TUNING.first_part);
+        if let Some(End::Whole(trailers)) = &mut first.end {
+            usage::to_head(trailers, &mut head.headers);
+        }
         let more = !matches!(first.end, Some(End::Whole(None)));
         let message = head_message(head.status, &head.headers, &first.bytes, more);
         let began = Instant::now();

@@ -15,7 +15,7 @@ use super::answer::{Answer, Answered};
 use super::upload::Upload;
 use super::wire::{Capabilities, PolledRequest, RequestData};
 use crate::transport::json::{self, Fields, encode_body, timestamp};
-use crate::transport::{Body, ExchangeError, collect, empty, full};
+use crate::transport::{Body, ExchangeError, collect, empty, full, usage};
 
 /// One exchange between its call and the end of its answer.
 pub(super) struct Pending {
@@ -37,10 +37,13 @@ impl Pending {
     /// # Errors
     /// What the bridge cannot take.
     pub(super) async fn new(
-        request: Request<Body>,
+        mut request: Request<Body>,
         capabilities: Capabilities,
         budget: &Arc<Semaphore>,
     ) -> Result<(Self, oneshot::Receiver<Answered>), ExchangeError> {
+        if capabilities.parts {
+            usage::ask(&mut request);
+        }
         let (head, body) = request.into_parts();
         let (waiting, answered) = oneshot::channel();
         let mut pending = Self {

@@ -19,6 +19,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::duplex::MuxStream;
+use super::length;
 use super::mux::{self, Driver, Mux};
 use super::socket::Socket;
 use super::streams::Side;
@@ -172,7 +173,10 @@ async fn respond(request: Request<Incoming>, exchange: Arc<dyn Exchange>, ready:
     }
     let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
     match exchange.call(request).await {
-        Ok(response) => response,
+        Ok(mut response) => {
+            length::put_aside(&mut response);
+            response
+        }
         Err(error) => refusal_head(&error),
     }
 }

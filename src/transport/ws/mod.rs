@@ -1,7 +1,8 @@
 //! The `ws` transport: byte streams side by side over one WebSocket (subprotocol `tunnel.v1`, protocol.md section 2).
 //!
 //! Bottom up: `frame` (octets), `stream` and `streams` (the rules, pure), `socket` (one WebSocket), `mux` (drives the streams
-//! over the socket), `duplex` (one of them, from outside), then the two ends: `relay` and `bridge`; `control` holds the text messages between them. `json` is what
+//! over the socket), `duplex` (one of them, from outside), then the two ends: `relay` and `bridge`; `control` holds the text messages between them, `length` what
+//! HTTP/1.1 cannot say. `json` is what
 //! older apps speak instead.
 
 pub mod bridge;
@@ -9,6 +10,7 @@ pub mod control;
 pub mod duplex;
 pub mod frame;
 pub mod json;
+mod length;
 pub mod mux;
 pub mod pulse;
 pub mod relay;

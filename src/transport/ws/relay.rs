@@ -11,13 +11,14 @@ use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::control::Control;
+use super::length;
 use super::mux::{self, Driver, Mux};
 use super::socket::Socket;
 use super::streams::Side;
 use super::{READY_PATH, TUNING};
 use crate::transport::http1::{Connection, Pool};
 use crate::transport::told::Told;
-use crate::transport::{Body, Ending, Exchange, ExchangeError, Link, accept, empty, expect};
+use crate::transport::{Body, Ending, Exchange, ExchangeError, Link, accept, empty, expect, usage};
 
 /// The relay's handle to one bridge that is connected over WebSocket.
 pub struct WsLink {
@@ -54,10 +55,12 @@ impl WsLink {
         }
     }
 
-    async fn exchange(&self, request: Request<Body>) -> Result<Response<Body>, ExchangeError> {
+    async fn exchange(&self, mut request: Request<Body>) -> Result<Response<Body>, ExchangeError> {
         self.mux.check_life();
+        let asked = usage::ask(&mut request);
         let request = expect::hold_body(request);
-        accept(self.pool.exchange(request, || self.open()).await?)
+        let response = accept(self.pool.exchange(request, || self.open()).await?)?;
+        Ok(if asked { length::put_back(response) } else { response })
     }
 
     async fn open(&self) -> Result<Connection, ExchangeError> {
