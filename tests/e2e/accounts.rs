@@ -160,6 +160,42 @@ on_each_transport! {
     }
 }
 
+on_each_transport! {
+    async fn usage_is_told_by_token_bridge_and_model(transport: Transport) {
+        let site = Site::new(Database::Sqlite).await;
+        let _relay = site.relay().await;
+        let upstream = Upstream::serving(|request| async move {
+            let counted = r#"{"model":"llama3.2","done":true,"prompt_eval_count":11,"eval_count":22}"#;
+            let body = if request.uri().path() == "/api/chat" { counted } else { "{}" };
+            Response::builder().header("content-type", "application/json").body(full(body)).unwrap()
+        })
+        .await;
+        let phone = site.output(&["token", "--user", "ann", "--label", "phone"]).await;
+        let _bridge = bridge(&site, &upstream, &phone, transport).await;
+        answered(&site, &phone, 200).await;
+        let mut caller = site.caller(&phone).await;
+        for _ in 0..3 {
+            assert_eq!(text(caller.post("/api/chat", "hello").await).await.len(), 71);
+        }
+        site.used(&phone, 4).await;
+        let usage = site.usage(&phone).await;
+        let total = &usage["total"];
+        assert_eq!((total["promptTokens"].as_u64(), total["completionTokens"].as_u64()), (Some(33), Some(66)));
+        assert_eq!((total["bytesReceived"].as_u64(), total["countedExchanges"].as_u64()), (Some(15), Some(3)));
+        let lines = usage["usage"].as_array().unwrap();
+        let of = |model: serde_json::Value| lines.iter().find(|line| line["model"] == model).unwrap();
+        let known = of("llama3.2".into());
+        assert_eq!((known["exchanges"].as_u64(), known["token"]["label"].as_str()), (Some(3), Some("phone")));
+        assert!(known["bridge"]["name"].is_string() && known["firstByteMs"].is_number());
+        // What is not known stays so.
+        assert!(of(serde_json::Value::Null)["completionTokens"].is_null());
+        let bob = site.token("bob").await;
+        assert_eq!(site.usage(&bob).await["total"]["exchanges"].as_u64(), Some(0));
+        let refused = site.caller(&phone).await.get("/api/bridge/usage?per=week").await;
+        assert_eq!(refused.status(), 400);
+    }
+}
+
 #[tokio::test]
 async fn a_deleted_user_is_forgotten_and_may_come_back() {
     for database in EACH {
