@@ -38,7 +38,7 @@ struct Arguments {
     /// Fewer and shorter rounds, and 200 bridges instead of 2,000
     #[arg(long)]
     quick: bool,
-    /// Only these: a (64 callers), b (one caller), c (memory), d (40 ms away), e (CPU), f (memory, polling), g (CPU of metrics and access log)
+    /// Only these: a (64 callers), b (one caller), c (memory), d (40 ms away), e (CPU), f (memory, polling), g (CPU of store, metrics and access log)
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = PossibleValuesParser::new(["a", "b", "c", "d", "e", "f", "g"]))]
     only: Vec<String>,
     /// Be a plain TCP forwarder to this address, for the benchmark that started this one

@@ -81,9 +81,14 @@ impl Relay {
         Self::run(command("relay").arg("--quiet"), options)
     }
 
-    /// The same, watched as in production: an access log that somebody reads, and metrics.
+    /// The same, watched as in production: an access log that somebody reads, metrics, and usage in the store.
     pub(crate) fn start_watched() -> Self {
         Self::run(&mut command("relay"), &["--metrics-listen", "127.0.0.1:0"])
+    }
+
+    /// With none of these.
+    pub(crate) fn start_unwatched() -> Self {
+        Self::start(&["--usage-keep", "0s"])
     }
 
     fn run(command: &mut Command, options: &[&str]) -> Self {
@@ -93,6 +98,8 @@ impl Relay {
         let mut child = command
             .args(["--listen", "127.0.0.1:0", "--jwt-secret-file"])
             .arg(secret)
+            .arg("--data-dir")
+            .arg(folder.path())
             .args(options)
             .stderr(Stdio::piped())
             .spawn()

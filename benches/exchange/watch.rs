@@ -1,4 +1,4 @@
-//! What metrics and access log cost: CPU time of a relay that is watched beside one that is not, slice by slice in turn (g).
+//! What store, metrics and access log cost: CPU time of a relay that is watched beside one that is not, slice by slice in turn (g).
 
 use std::time::Duration;
 
@@ -10,7 +10,10 @@ use super::table::{Goal, Table};
 pub(crate) async fn measure(quick: bool, table: &mut Table) {
     let (rounds, time) = if quick { (5, 500) } else { (15, 1500) };
     let time = Duration::from_millis(time);
-    let paths = [Path::start().await, Path::of(Relay::start_watched()).await];
+    let paths = [
+        Path::of(Relay::start_unwatched()).await,
+        Path::of(Relay::start_watched()).await,
+    ];
     let mut crowds = [paths[0].through(CROWD).await, paths[1].through(CROWD).await];
     let mut spent: [Vec<f64>; 2] = Default::default();
     let mut relays: [Vec<f64>; 2] = Default::default();

@@ -65,7 +65,7 @@ pub struct Args {
     secret: SecretArgs,
     #[command(flatten)]
     database: DatabaseArgs,
-    /// How long it is kept what was used, and by whom
+    /// How long it is kept what was used, and by whom; 0s keeps nothing of it
     #[arg(long, value_name = "TIME", default_value = "400d", value_parser = duration, help_heading = "Data")]
     usage_keep: Duration,
     #[command(flatten)]

@@ -19,6 +19,7 @@ use super::Relay;
 use super::auth::Identity;
 use super::connection::Caller;
 use super::error::Error;
+use super::keeper::Keeper;
 use super::ledger::Exchanged;
 use super::metrics::{Ended, Outcome, RouteClass, Transport};
 use super::proxies::Told;
@@ -243,7 +244,8 @@ impl Record {
         let (Some(session), Some(identity)) = (&self.session, &self.identity) else {
             return;
         };
-        if session.identity.ephemeral || self.relay.config.keeper.is_none() {
+        let keeper = self.relay.config.keeper.as_ref();
+        if session.identity.ephemeral || !keeper.is_some_and(Keeper::keeps_usage) {
             return;
         }
         let usage = self.usage();

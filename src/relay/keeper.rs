@@ -24,6 +24,8 @@ const AWAY: Duration = Duration::from_secs(1);
 const NOTE: Duration = Duration::from_secs(30);
 /// Between two looks for what is too old.
 const PRUNE: Duration = Duration::from_secs(3600);
+/// How long tokens that ended and bridges that are gone are remembered where no usage is kept.
+const TRACES: Duration = Duration::from_secs(30 * 24 * 3600);
 /// What the last batch may take when the relay stops.
 const LAST: Duration = Duration::from_secs(3);
 
@@ -58,7 +60,7 @@ struct Unsure {
 
 impl Keeper {
     /// Of a store that is opened, if that is done within `patience`; else it is opened while the relay runs, and until then `tokens`
-    /// puts everybody off. Usage is kept for `keep`.
+    /// puts everybody off. Usage is kept for `keep`, or not at all.
     ///
     /// # Errors
     /// What waiting does not mend; or no random numbers.
@@ -89,6 +91,11 @@ impl Keeper {
     /// The store, once it was opened.
     pub fn store(&self) -> Option<&Store> {
         self.0.store.get()
+    }
+
+    /// Whether it is kept what was used.
+    pub fn keeps_usage(&self) -> bool {
+        !self.0.keep.is_zero()
     }
 
     /// Whether the database answered the last time.
@@ -223,7 +230,8 @@ impl Keeper {
 
     async fn prune(&self, store: &Store) {
         loop {
-            let pruned = store.prune(now().saturating_sub(self.0.keep.as_secs())).await;
+            let keep = if self.keeps_usage() { self.0.keep } else { TRACES };
+            let pruned = store.prune(now().saturating_sub(keep.as_secs())).await;
             if let Err(error) = pruned {
                 tracing::debug!(%error, "what is too old is still there");
             }

@@ -1,7 +1,7 @@
 //! What is still to be written to the store: exchanges added up by whose they were, and bridges that came and left. In memory and
 //! bounded; [`super::keeper`] empties it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,6 +15,8 @@ use super::store::usage::{Key, SeenBridge, Sums};
 const MOST_SUMS: usize = 50_000;
 /// So many bridges wait at most.
 const MOST_BRIDGES: usize = 20_000;
+/// So many models of a user are told apart in an hour: their names come from the desktop, which could make up new ones for ever.
+const MOST_MODELS: usize = 64;
 /// An exchange that is said to have had more tokens than this is not believed.
 const MOST_TOKENS: u64 = 1_000_000_000;
 
@@ -69,20 +71,46 @@ struct Waiting {
     sums: HashMap<Account, Sums>,
     bridges: HashMap<Arc<str>, SeenBridge>,
     since: Option<Instant>,
+    models: Models,
+}
+
+/// The models of each user in an hour.
+#[derive(Debug, Default)]
+struct Models {
+    hour: u64,
+    of_users: HashMap<Arc<str>, HashSet<Box<str>>>,
+}
+
+impl Models {
+    /// The name, if it is one of those that are told apart.
+    fn told_apart(&mut self, hour: u64, user: &Arc<str>, model: &str) -> Option<Box<str>> {
+        if self.hour != hour {
+            *self = Self {
+                hour,
+                of_users: HashMap::new(),
+            };
+        }
+        let models = self.of_users.entry(Arc::clone(user)).or_default();
+        if models.contains(model) || (models.len() < MOST_MODELS && models.insert(model.into())) {
+            return Some(model.into());
+        }
+        None
+    }
 }
 
 impl Ledger {
     /// Adds an exchange, if there is room for one more sum.
     pub fn add(&self, exchanged: &Exchanged<'_>) {
         let hour = now() / 3600 * 3600;
+        let mut waiting = self.lock();
+        let model = exchanged.model;
         let account = Account {
             hour,
             user: Arc::clone(exchanged.user),
             token: Arc::clone(exchanged.token),
             bridge: Arc::clone(&exchanged.session.identity.bridge_id),
-            model: exchanged.model.map(Into::into),
+            model: model.and_then(|model| waiting.models.told_apart(hour, exchanged.user, model)),
         };
-        let mut waiting = self.lock();
         if waiting.sums.len() >= MOST_SUMS && !waiting.sums.contains_key(&account) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
@@ -119,8 +147,12 @@ impl Ledger {
 
     /// Takes everything out.
     pub fn take(&self) -> (Vec<(Key, Sums)>, Vec<SeenBridge>) {
-        let waiting = std::mem::take(&mut *self.lock());
-        let sums = waiting.sums.into_iter().map(|(account, sums)| {
+        let (sums, bridges) = {
+            let mut waiting = self.lock();
+            waiting.since = None;
+            (std::mem::take(&mut waiting.sums), std::mem::take(&mut waiting.bridges))
+        };
+        let sums = sums.into_iter().map(|(account, sums)| {
             let key = Key {
                 hour: account.hour,
                 user: account.user.to_string(),
@@ -130,7 +162,7 @@ impl Ledger {
             };
             (key, sums)
         });
-        (sums.collect(), waiting.bridges.into_values().collect())
+        (sums.collect(), bridges.into_values().collect())
     }
 
     /// Forgets what waits of users who were deleted meanwhile.
@@ -174,4 +206,20 @@ fn add(sums: &mut Sums, exchanged: &Exchanged<'_>) {
         sums.first_byte_us += micros(first_byte);
     }
     sums.total_us += micros(exchanged.total);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_desktop_cannot_make_up_models_for_ever() {
+        let mut models = Models::default();
+        let user: Arc<str> = "ann".into();
+        let told = (0..1000).filter(|n| models.told_apart(3600, &user, &n.to_string()).is_some());
+        assert_eq!(told.count(), MOST_MODELS);
+        assert!(models.told_apart(3600, &user, "0").is_some());
+        assert!(models.told_apart(3600, &"bob".into(), "x").is_some());
+        assert!(models.told_apart(7200, &user, "new").is_some());
+    }
 }

@@ -38,7 +38,7 @@ pub async fn answer(relay: &Relay, headers: &HeaderMap, query: Option<&str>) -> 
         .enter(&identity.user, relay.config.limits.in_flight_per_user)
         .ok_or_else(|| Error::new(Code::Overloaded, "you have as many requests in flight as one user may"))?;
     let wish = read(query)?;
-    let keeper = relay.config.keeper.as_ref();
+    let keeper = relay.config.keeper.as_ref().filter(|keeper| keeper.keeps_usage());
     let keeper = keeper.ok_or_else(|| Error::new(Code::NotFound, "this relay keeps no usage"))?;
     let away = || {
         Error::new(

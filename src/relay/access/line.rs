@@ -264,7 +264,7 @@ mod tests {
             line.json(UNIX_EPOCH, &mut out);
             let fields = &serde_json::from_slice::<Value>(&out).unwrap()["fields"];
             assert_eq!(
-                (&fields["promptTokens"], &fields["completionTokens"]),
+                (&fields["prompt_tokens"], &fields["completion_tokens"]),
                 (&json.0, &json.1)
             );
             assert_eq!(fields["model"], "llama3.2:1b");

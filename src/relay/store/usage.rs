@@ -6,6 +6,8 @@ use super::{Store, StoreError, now};
 
 /// The longest list of usage.
 pub const MOST_ROWS: u64 = 10_000;
+/// So many bridges of a user are remembered: a program could call itself something else each time.
+const MOST_BRIDGES: i64 = 1000;
 /// For so long after a user was deleted, seconds, what was still under way is not written down.
 const LATE: i64 = 30;
 /// How long the marks of relays that are not there any more are kept, seconds.
@@ -26,6 +28,7 @@ const SEE_BRIDGE: &str = "INSERT INTO bridges \
     SELECT CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), CAST($4 AS text), CAST($5 AS text), CAST($6 AS text), \
     CAST($7 AS text), CAST($8 AS bigint), CAST($8 AS bigint), CAST($9 AS bigint) \
     WHERE NOT EXISTS (SELECT 1 FROM users WHERE name = $2 AND deleted > $10) \
+    AND (SELECT count(*) FROM bridges WHERE user_name = $2 AND id <> $1) < $11 \
     ON CONFLICT (id) DO UPDATE SET name = excluded.name, platform = excluded.platform, version = excluded.version, \
     client_id = excluded.client_id, transport = excluded.transport, last_seen = excluded.last_seen, gone = excluded.gone";
 const ADD: &str = "INSERT INTO usage (hour, user_name, token_id, bridge_id, model, exchanges, errors, cancelled, received, sent, \
@@ -300,6 +303,7 @@ fn see_bridge(bridge: &SeenBridge) -> Statement {
         bridge.seen.into(),
         bridge.gone.then_some(bridge.seen).into(),
         (now() - LATE).into(),
+        MOST_BRIDGES.into(),
     ];
     Statement::new(SEE_BRIDGE, values)
 }
