@@ -26,28 +26,36 @@ pub fn create_private(path: &Path, content: &[u8]) -> io::Result<()> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut file = options.open(path)?;
-    give_to_owner_of_folder(path, &file);
     file.write_all(content)?;
     file.sync_all()
 }
 
-/// What root makes for a relay that is somebody else must be that somebody's, as its folder is.
+/// The same for a relay's own folder: what root makes there belongs to whom the folder belongs.
+///
+/// # Errors
+/// As for [`create_private`].
+pub fn create_for_owner(path: &Path, content: &[u8]) -> io::Result<()> {
+    create_private(path, content)?;
+    give_to_owner_of_folder(path);
+    Ok(())
+}
+
 #[cfg(unix)]
-fn give_to_owner_of_folder(path: &Path, file: &fs::File) {
-    use std::os::unix::fs::{MetadataExt, fchown};
+fn give_to_owner_of_folder(path: &Path) {
+    use std::os::unix::fs::{MetadataExt, lchown};
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let owner = folder.unwrap_or(Path::new(".")).metadata();
-    if let (Ok(folder), Ok(made)) = (owner, file.metadata())
+    let folder = folder.unwrap_or(Path::new(".")).metadata();
+    if let (Ok(folder), Ok(made)) = (folder, path.symlink_metadata())
         && made.uid() == 0
         && folder.uid() != 0
     {
         // Where it cannot be given away, root's it stays.
-        let _ = fchown(file, Some(folder.uid()), Some(folder.gid()));
+        let _ = lchown(path, Some(folder.uid()), Some(folder.gid()));
     }
 }
 
 #[cfg(not(unix))]
-fn give_to_owner_of_folder(_: &Path, _: &fs::File) {}
+fn give_to_owner_of_folder(_: &Path) {}
 
 /// Replaces a file in one step: whoever reads it sees the old content or the new.
 ///
@@ -85,7 +93,7 @@ fn make_beside(path: &Path, content: &[u8], place: impl FnOnce(&Path) -> io::Res
     let fresh = path.with_file_name(name);
     // What a process with the same number left when it crashed, as in a container, stands in nobody's way.
     let _ = fs::remove_file(&fresh);
-    let placed = create_private(&fresh, content).and_then(|()| place(&fresh));
+    let placed = create_for_owner(&fresh, content).and_then(|()| place(&fresh));
     // Renamed, it is gone already.
     let _ = fs::remove_file(&fresh);
     placed

@@ -130,13 +130,14 @@ pub(super) fn token(args: &TokenArgs, data: &SecretArgs, database: &DatabaseArgs
             let tokens: Vec<_> = tokens.into_iter().filter(|token| list.wants(&token.user)).collect();
             list.show(&tokens, TOKEN_COLUMNS, token_row)
         }),
-        Some(TokenCommand::Revoke { id }) => database.with_store(data, async |store| match store.revoke(id).await {
-            Err(StoreError::Absent) => Err(anyhow::anyhow!(
-                "no valid token has the id {}; see: tunnel relay token list",
-                id.escape_debug()
-            )
-            .into()),
-            revoked => Ok(revoked?),
+        Some(TokenCommand::Revoke { id }) => database.with_store(data, async |store| {
+            match store.revoke(id).await {
+                Ok(true) => {}
+                Ok(false) => tell("No token of this id was seen here; one that comes is refused from now on."),
+                Err(StoreError::Absent) => tell("It was revoked already."),
+                Err(error) => return Err(error.into()),
+            }
+            Ok(())
         }),
     }
 }
@@ -225,6 +226,7 @@ pub(super) fn user(command: &UserCommand, data: &SecretArgs, database: &Database
         UserCommand::Disable { name } => {
             check_user(name)?;
             database.with_store(data, async |store| {
+                tell_unknown(&store, name).await?;
                 already(store.disable(name).await, "is disabled already", name)
             })
         }
@@ -233,9 +235,20 @@ pub(super) fn user(command: &UserCommand, data: &SecretArgs, database: &Database
         }),
         UserCommand::Delete { name } => {
             check_user(name)?;
-            database.with_store(data, async |store| Ok(store.delete(name).await?))
+            database.with_store(data, async |store| {
+                tell_unknown(&store, name).await?;
+                Ok(store.delete(name).await?)
+            })
         }
     }
+}
+
+/// It may be meant so, for one who has a token from before there was a database; or it is a slip of the pen.
+async fn tell_unknown(store: &Store, name: &str) -> Result<(), Failure> {
+    if store.removal(name).await?.is_none() {
+        tell(&format!("{} was not known here before.", name.escape_debug()));
+    }
+    Ok(())
 }
 
 /// It is as it was wished: said, and no failure.
@@ -262,26 +275,37 @@ pub(super) fn bridges(list: &ListArgs, data: &SecretArgs, database: &DatabaseArg
 pub(super) fn kick(bridge: &str, data: &SecretArgs, database: &DatabaseArgs) -> Result<(), Failure> {
     database.with_store(data, async |store| {
         let bridges = store.bridges().await?;
-        let meant: Vec<_> = bridges.iter().filter(|one| is_called(one, bridge)).collect();
-        match meant.as_slice() {
-            [one] => Ok(store.kick(&one.id).await?),
-            [] => Err(anyhow::anyhow!(
-                "no bridge is called {}; see: tunnel relay bridges",
-                bridge.escape_debug()
-            )
-            .into()),
-            _ => Err(Failure::usage(
-                "several users have a bridge of this name: say USER/NAME, or its id",
-            )),
+        let meant = meant(&bridges, bridge)?;
+        if !meant.is_connected() {
+            tell("This bridge is not connected.");
         }
+        Ok(store.kick(&meant.id).await?)
     })
 }
 
-fn is_called(bridge: &Bridge, text: &str) -> bool {
-    let of_user = text
-        .rsplit_once('/')
-        .is_some_and(|(user, name)| bridge.user == user && bridge.name == name);
-    bridge.id == text || bridge.name == text || of_user
+/// The one bridge of this id; else the one that is called so, of those connected if some are.
+fn meant<'a>(bridges: &'a [Bridge], text: &str) -> Result<&'a Bridge, Failure> {
+    if let Some(bridge) = bridges.iter().find(|bridge| bridge.id == text) {
+        return Ok(bridge);
+    }
+    let is_called = |bridge: &&Bridge| {
+        let of_user = text.rsplit_once('/');
+        bridge.name == text || of_user.is_some_and(|(user, name)| bridge.user == user && bridge.name == name)
+    };
+    let mut called: Vec<_> = bridges.iter().filter(is_called).collect();
+    if called.iter().any(|bridge| bridge.is_connected()) {
+        called.retain(|bridge| bridge.is_connected());
+    }
+    match called.as_slice() {
+        [bridge] => Ok(bridge),
+        [] => {
+            let text = text.escape_debug();
+            Err(anyhow::anyhow!("no bridge is called {text}; see: tunnel relay bridges").into())
+        }
+        _ => Err(Failure::usage(
+            "several bridges are called so: say USER/NAME, or the id that 'tunnel relay bridges' shows",
+        )),
+    }
 }
 
 const TOKEN_COLUMNS: &[&str] = &["ID", "USER", "LABEL", "SCOPES", "ISSUED", "EXPIRES", "LAST USED", ""];
@@ -397,6 +421,35 @@ mod tests {
             vec!["b\u{1b}[31m".to_owned(), String::new()],
         ];
         assert_eq!(table(&["ID", "USER"], &rows), "ID      USER\na       long one\nb?[31m");
+    }
+
+    #[test]
+    fn a_bridge_is_found_by_its_id_before_its_name_and_connected_before_gone() {
+        let bridge = |id: &str, user: &str, name: &str, gone| Bridge {
+            id: id.into(),
+            user: user.into(),
+            client_id: None,
+            name: name.into(),
+            platform: None,
+            version: None,
+            transport: "ws".into(),
+            first_seen: 0,
+            last_seen: now(),
+            gone,
+        };
+        let bridges = [
+            bridge("1", "ann", "box", None),
+            bridge("2", "bob", "1", None),
+            bridge("3", "ann", "box", Some(5)),
+            bridge("4", "bob", "box", Some(5)),
+            bridge("5", "carl", "box", None),
+        ];
+        let id = |text| meant(&bridges, text).ok().map(|bridge| bridge.id.as_str());
+        assert_eq!(
+            (id("1"), id("ann/box"), id("bob/box")),
+            (Some("1"), Some("1"), Some("4"))
+        );
+        assert_eq!((id("box"), id("nobody")), (None, None));
     }
 
     #[test]

@@ -57,6 +57,13 @@ pub(super) fn backup(path: &Path, data: &SecretArgs, database: &DatabaseArgs) ->
 
 async fn write(path: &Path, data: &SecretArgs, store: &Store) -> Result<(usize, usize), Failure> {
     let kept = data.kept_files()?;
+    if kept.is_empty() {
+        let folder = data.folder()?;
+        return Err(Failure::usage(format!(
+            "there is nothing of a relay in {}; is it this --data-dir?",
+            folder.display()
+        )));
+    }
     let file = File::options()
         .write(true)
         .open(path)
@@ -136,7 +143,7 @@ pub(super) fn restore(path: &Path, data: &SecretArgs, database: &DatabaseArgs) -
     let content = read(path)?;
     let mut places = Vec::new();
     for (name, content) in &content.files {
-        let place = place(data, name)?;
+        let place = data.place_of(name)?;
         if place.exists() {
             return Err(overwriting(&place.display()));
         }
@@ -146,19 +153,33 @@ pub(super) fn restore(path: &Path, data: &SecretArgs, database: &DatabaseArgs) -
         if !store.is_empty().await? {
             return Err(overwriting(&"the database"));
         }
-        Ok(store.load(&content.entries).await?)
-    })?;
-    for (place, content) in places {
-        if let Some(folder) = place.parent() {
-            files::make_private_folder(folder).with_context(|| unwritable(folder))?;
+        let restored = match write_files(&places) {
+            Ok(()) => store.load(&content.entries).await.map_err(Failure::from),
+            failed => failed,
+        };
+        if restored.is_err() {
+            // As it was before: none of them was there.
+            for (place, _) in &places {
+                let _ = std::fs::remove_file(place);
+            }
         }
-        files::create_private(&place, content).with_context(|| unwritable(&place))?;
-    }
+        restored
+    })?;
     tell(&format!(
         "Brought back {} files and {} entries of the database. Start the relay with the same options.",
         content.files.len(),
         content.entries.len()
     ));
+    Ok(())
+}
+
+fn write_files(places: &[(PathBuf, &Vec<u8>)]) -> Result<(), Failure> {
+    for (place, content) in places {
+        if let Some(folder) = place.parent() {
+            files::make_private_folder(folder).with_context(|| unwritable(folder))?;
+        }
+        files::create_for_owner(place, content).with_context(|| unwritable(place))?;
+    }
     Ok(())
 }
 
@@ -200,16 +221,4 @@ fn read(path: &Path) -> Result<Content, Failure> {
         }
     }
     Err(wrong("is not whole: its end is missing"))
-}
-
-/// Where a file belongs. A backup may come from anywhere, and must not write elsewhere.
-fn place(data: &SecretArgs, name: &str) -> Result<PathBuf, Failure> {
-    let known = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\\');
-    if !name.split('/').all(known) {
-        let name = name.escape_debug();
-        return Err(Failure::usage(format!(
-            "the backup holds a file with a strange name: {name}"
-        )));
-    }
-    data.place_of(name)
 }

@@ -1,5 +1,6 @@
 //! Which database the relay keeps its accounts and usage in.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, FromArgMatches};
 use tokio::runtime;
+use tokio_postgres::config::{Host, SslMode};
 
 use super::access::read_secret;
 use super::secret::SecretArgs;
@@ -103,22 +105,37 @@ impl DatabaseArgs {
     }
 }
 
-/// What stands in the URL is shown to nobody.
-fn parse(url: &str) -> Result<tokio_postgres::Config, Failure> {
-    // Certificates are always checked, whichever of these words asks for it.
-    let url = ["verify-full", "verify-ca"].iter().fold(url.to_owned(), |url, word| {
+/// Certificates are always checked, whichever of these words asks for it.
+fn folded(url: &str) -> String {
+    let words = ["verify-full", "verify-ca"];
+    words.iter().fold(url.to_owned(), |url, word| {
         url.replace(&format!("sslmode={word}"), "sslmode=require")
-    });
+    })
+}
+
+/// What stands in the URL is shown to nobody. A server elsewhere is spoken to by TLS unless the URL says otherwise.
+fn parse(url: &str) -> Result<tokio_postgres::Config, Failure> {
     let wrong = |why: &str| Failure::usage(format!("the URL of the database: {why}; write it as {EXAMPLE}"));
-    let config: tokio_postgres::Config = url.parse().map_err(|_| wrong("it cannot be read"))?;
+    let mut config: tokio_postgres::Config = folded(url).parse().map_err(|_| wrong("it cannot be read"))?;
     if config.get_hosts().is_empty() {
         return Err(wrong("it names no host"));
+    }
+    if !url.contains("sslmode") && !config.get_hosts().iter().all(is_here) {
+        config.ssl_mode(SslMode::Require);
     }
     Ok(config)
 }
 
+fn is_here(host: &Host) -> bool {
+    match host {
+        Host::Tcp(name) => name == "localhost" || name.parse().is_ok_and(|address: IpAddr| address.is_loopback()),
+        #[cfg(unix)]
+        Host::Unix(_) => true,
+    }
+}
+
 fn has_password(url: &str) -> bool {
-    match url.parse::<tokio_postgres::Config>() {
+    match folded(url).parse::<tokio_postgres::Config>() {
         Ok(config) => config.get_password().is_some(),
         // Rather one time too often.
         Err(_) => url.contains("password") || url.contains('@'),
@@ -129,7 +146,7 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let exit = match &error {
             StoreError::Settings(_) | StoreError::Newer { .. } => Exit::Usage,
-            StoreError::Away(_) | StoreError::Absent => Exit::Failed,
+            StoreError::Away(_) | StoreError::Rejected(_) | StoreError::Absent => Exit::Failed,
         };
         Self::new(exit, error)
     }
@@ -189,7 +206,15 @@ mod tests {
     #[test]
     fn an_url_is_read_and_a_wrong_one_is_not_shown() {
         let config = parse("postgres://ann:sesame@db.example.com/relay?sslmode=verify-full").unwrap();
-        assert_eq!(config.get_ssl_mode(), tokio_postgres::config::SslMode::Require);
+        assert_eq!(config.get_ssl_mode(), SslMode::Require);
+        for (url, mode) in [
+            ("postgres://db/x", SslMode::Require),
+            ("postgres://db/x?sslmode=disable", SslMode::Disable),
+            ("postgres://127.0.0.1/x", SslMode::Prefer),
+            ("host=/run/postgresql", SslMode::Prefer),
+        ] {
+            assert_eq!(parse(url).unwrap().get_ssl_mode(), mode, "{url}");
+        }
         for url in ["postgres://ann:sesame@db:port/x", "sesame", "postgres:///x"] {
             let error = parse(url).unwrap_err();
             assert!(!format!("{error:?}").contains("sesame"), "{error:?}");
@@ -206,6 +231,6 @@ mod tests {
         ] {
             assert!(has_password(url), "{url}");
         }
-        assert!(!has_password("postgres://ann@db/y?sslmode=require"));
+        assert!(!has_password("postgres://ann@db/y?sslmode=verify-full"));
     }
 }

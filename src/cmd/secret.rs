@@ -18,6 +18,7 @@ const SHORTEST_SECRET: usize = 32;
 const SECRET: &str = "jwt.secret";
 const PREVIOUS_SECRET: &str = "jwt.secret.previous";
 const BRIDGE_IDS: &str = "bridge-ids.key";
+const SECRETS: [&str; 3] = [SECRET, PREVIOUS_SECRET, BRIDGE_IDS];
 const ACME: &str = "acme";
 
 #[derive(Debug, Clone, clap::Args)]
@@ -68,39 +69,45 @@ impl SecretArgs {
     }
 
     /// The files that make a relay the same relay, by their names in a backup: secrets, the key of bridges' ids, and the accounts
-    /// and certificates of `acme`.
+    /// and certificates of `acme`. None where there is no secret.
     pub(super) fn kept_files(&self) -> Result<Vec<(String, PathBuf)>, Failure> {
-        let names = [SECRET, PREVIOUS_SECRET, BRIDGE_IDS];
         let mut kept = Vec::new();
-        for name in names {
+        for name in SECRETS {
             let path = self.place_of(name)?;
-            if path.exists() {
+            if path
+                .try_exists()
+                .with_context(|| format!("cannot look at {}", path.display()))?
+            {
                 kept.push((name.to_owned(), path));
+            } else if name == SECRET {
+                return Ok(Vec::new());
             }
         }
-        let mut folders = vec![(ACME.to_owned(), self.folder()?.join(ACME))];
-        while let Some((name, folder)) = folders.pop() {
-            let Ok(entries) = std::fs::read_dir(&folder) else {
-                continue;
-            };
-            for entry in entries.flatten() {
-                let (name, path) = (format!("{name}/{}", entry.file_name().display()), entry.path());
-                if path.is_dir() {
-                    folders.push((name, path));
-                } else {
-                    kept.push((name, path));
-                }
-            }
+        let folder = self.folder()?.join(ACME);
+        if folder.exists() {
+            let listed = list(ACME, &folder, &mut kept);
+            listed.with_context(|| format!("cannot read all of {}", folder.display()))?;
         }
         Ok(kept)
     }
 
-    /// Where a file of a backup belongs.
+    /// Where a file of a backup belongs. A backup may come from anywhere, and must not write elsewhere.
     pub(super) fn place_of(&self, name: &str) -> Result<PathBuf, Failure> {
+        let is_plain = |part: &str| {
+            let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+            !part.is_empty() && !part.starts_with('.') && part.chars().all(known)
+        };
         match name {
             SECRET => self.path(),
             PREVIOUS_SECRET => Ok(beside(&self.path()?)),
-            name => Ok(self.folder()?.join(name)),
+            BRIDGE_IDS => Ok(self.folder()?.join(name)),
+            name if name.starts_with("acme/") && name.split('/').all(is_plain) => Ok(self.folder()?.join(name)),
+            name => {
+                let name = name.escape_debug();
+                Err(Failure::usage(format!(
+                    "the backup holds a file with a strange name: {name}"
+                )))
+            }
         }
     }
 
@@ -189,6 +196,20 @@ impl SecretArgs {
             }
         }
     }
+}
+
+/// All files below a folder, by names that begin with its own.
+fn list(name: &str, folder: &Path, into: &mut Vec<(String, PathBuf)>) -> io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let (name, path) = (format!("{name}/{}", entry.file_name().display()), entry.path());
+        if entry.file_type()?.is_dir() {
+            list(&name, &path, into)?;
+        } else {
+            into.push((name, path));
+        }
+    }
+    Ok(())
 }
 
 /// Where the secret of before is.

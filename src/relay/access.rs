@@ -250,8 +250,7 @@ impl Record {
         }
         let usage = self.usage();
         self.relay.ledger.add(&Exchanged {
-            user: &identity.user,
-            token: &identity.id,
+            identity,
             session,
             model: usage.and_then(|usage| usage.model.as_deref()),
             prompt: usage.and_then(|usage| usage.prompt),

@@ -4,13 +4,14 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use super::Relay;
 use super::auth;
 use super::auth::tokens::{Tokens, now};
 use super::store::accounts::Orders;
-use super::store::usage::{Batch, SeenToken};
+use super::store::usage::{Batch, SeenToken, Sums, Used};
 use super::store::{Store, StoreConfig, StoreError};
 use crate::random;
 
@@ -24,7 +25,7 @@ const AWAY: Duration = Duration::from_secs(1);
 const NOTE: Duration = Duration::from_secs(30);
 /// Between two looks for what is too old.
 const PRUNE: Duration = Duration::from_secs(3600);
-/// How long tokens that ended and bridges that are gone are remembered where no usage is kept.
+/// How long tokens that ended and bridges that are gone are remembered at least.
 const TRACES: Duration = Duration::from_secs(30 * 24 * 3600);
 /// What the last batch may take when the relay stops.
 const LAST: Duration = Duration::from_secs(3);
@@ -41,21 +42,25 @@ struct Inner {
     writer: String,
     store: OnceLock<Store>,
     trouble: Mutex<Trouble>,
+    /// Who asks for usage waits for the others who do, and nobody else does.
+    asking: Semaphore,
+    /// Since when the oldest of the batch that is not sure to be written has waited.
+    unsure_since: Mutex<Option<Instant>>,
     /// The batch that is to be written again just as it is: it may be written already.
     unsure: tokio::sync::Mutex<Unsure>,
 }
 
-/// Which of its work the database did not do the last time.
-#[derive(Debug, Clone, Copy, Default)]
+/// Why the database did not do its work the last time.
+#[derive(Debug, Default)]
 struct Trouble {
-    reading: bool,
-    writing: bool,
+    reading: Option<String>,
+    writing: Option<String>,
 }
 
 #[derive(Debug, Default)]
 struct Unsure {
     number: u64,
-    batch: Option<(Batch, Instant)>,
+    batch: Option<Batch>,
 }
 
 impl Keeper {
@@ -78,6 +83,8 @@ impl Keeper {
             writer,
             store: OnceLock::new(),
             trouble: Mutex::default(),
+            asking: Semaphore::new(1),
+            unsure_since: Mutex::default(),
             unsure: tokio::sync::Mutex::default(),
         }));
         let opened = timeout(patience, keeper.open(tokens)).await;
@@ -100,15 +107,32 @@ impl Keeper {
 
     /// Whether the database answered the last time.
     pub fn is_well(&self) -> bool {
-        let trouble = self.trouble();
-        !trouble.reading && !trouble.writing
+        let trouble = lock(&self.0.trouble);
+        trouble.reading.is_none() && trouble.writing.is_none()
     }
 
     /// How long the oldest that is not written has waited.
     pub fn lag(&self, relay: &Relay) -> Duration {
-        let unsure = self.0.unsure.try_lock().ok();
-        let since = unsure.and_then(|unsure| unsure.batch.as_ref().map(|(_, since)| since.elapsed()));
-        since.unwrap_or_default().max(relay.ledger.lag())
+        let unsure = lock(&self.0.unsure_since).map(|since| since.elapsed());
+        unsure.unwrap_or_default().max(relay.ledger.lag())
+    }
+
+    /// What a user used, line by line and all together; see [`Store::usage`]. One question at a time, and the store has done with it
+    /// before the next one, whether or not somebody still waits for the answer.
+    ///
+    /// # Errors
+    /// `Away`.
+    pub async fn usage(&self, user: Arc<str>, from: u64, to: u64, span: u64) -> Result<(Vec<Used>, Sums), StoreError> {
+        let keeper = self.clone();
+        let asked = tokio::spawn(async move {
+            let _alone = keeper.0.asking.acquire().await;
+            let Some(store) = keeper.store() else {
+                return Err(StoreError::Away("the database was not reached yet".to_owned()));
+            };
+            let lines = store.usage(&user, from, to, span).await?;
+            Ok((lines, store.total(&user, from, to).await?))
+        });
+        asked.await.unwrap_or_else(|_| Err(StoreError::ended()))
     }
 
     /// Works for as long as the relay runs.
@@ -136,26 +160,29 @@ impl Keeper {
         let Some(store) = self.store() else {
             return;
         };
-        // First what may be written already, then what came since.
         let left = async {
-            self.write_once(store, relay).await?;
-            self.write_once(store, relay).await
+            while self.write_once(store, relay).await? {}
+            Ok::<_, StoreError>(())
         };
         match timeout(LAST, left).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the last of the usage is lost"),
-            Err(_) => tracing::warn!("the last of the usage is lost: the database does not answer"),
+            Err(_) => tracing::warn!("the last of the usage is lost: the database does not answer in time"),
         }
     }
 
     /// Carries out what others ordered.
     async fn follow(&self, store: &Store, relay: &Relay) {
         let mut known: Option<u64> = None;
+        let mut kicked: Option<u64> = None;
         loop {
             let began = Instant::now();
             let followed = match store.revision().await {
                 Ok(revision) if known == Some(revision) => Ok(()),
-                Ok(_) => store.orders().await.map(|orders| carry_out(relay, orders, &mut known)),
+                Ok(_) => store.orders().await.map(|orders| {
+                    known = Some(orders.revision);
+                    carry_out(relay, orders, &mut kicked);
+                }),
                 Err(error) => Err(error),
             };
             relay.metrics.asked_store(began.elapsed());
@@ -167,55 +194,58 @@ impl Keeper {
 
     async fn write(&self, store: &Store, relay: &Relay) {
         loop {
-            sleep(WRITE).await;
             let written = self.write_once(store, relay).await;
-            self.note_writing(&written);
-            if written.is_err() {
-                sleep(AWAY).await;
-            }
+            let pause = match &written {
+                // There may be more.
+                Ok(true) => Duration::from_millis(1),
+                Ok(false) => WRITE,
+                Err(_) => AWAY,
+            };
+            self.note_writing(&written.map(drop));
+            sleep(pause).await;
         }
     }
 
-    /// Writes the batch of before, if that is not sure to be written; else what came since.
-    async fn write_once(&self, store: &Store, relay: &Relay) -> Result<(), StoreError> {
+    /// Writes the batch of before, if that is not sure to be written, else some of what came since; whether there was anything.
+    async fn write_once(&self, store: &Store, relay: &Relay) -> Result<bool, StoreError> {
         let mut unsure = self.0.unsure.lock().await;
-        let (batch, since) = match unsure.batch.take() {
-            Some(again) => again,
-            None => {
-                unsure.number += 1;
-                match self.batch(relay, unsure.number) {
-                    Some(fresh) => fresh,
-                    None => return Ok(()),
-                }
-            }
-        };
-        unsure.batch = Some((batch.clone(), since));
-        let began = Instant::now();
-        let written = store.record(batch).await;
-        relay.metrics.asked_store(began.elapsed());
-        if written.is_ok() {
-            unsure.batch = None;
+        if unsure.batch.is_none() {
+            unsure.number += 1;
+            unsure.batch = self.batch(relay, unsure.number);
         }
-        written
+        let Some(batch) = &unsure.batch else {
+            return Ok(false);
+        };
+        let began = Instant::now();
+        let mut written = store.record(batch).await;
+        relay.metrics.asked_store(began.elapsed());
+        if let Err(StoreError::Rejected(why)) = &written {
+            let entries = batch.usage.len() + batch.tokens.len() + batch.bridges.len();
+            tracing::error!(why, entries, "the database refuses usage; it is left out");
+            relay.ledger.note_dropped(entries);
+            written = Ok(());
+        }
+        written?;
+        unsure.batch = None;
+        *lock(&self.0.unsure_since) = None;
+        Ok(true)
     }
 
-    /// What came since the last batch, if anything did.
-    fn batch(&self, relay: &Relay, number: u64) -> Option<(Batch, Instant)> {
-        let lag = relay.ledger.lag();
-        let (usage, bridges) = relay.ledger.take();
+    /// Some of what came since the last batch, if anything did.
+    fn batch(&self, relay: &Relay, number: u64) -> Option<Batch> {
+        let (usage, bridges, since) = relay.ledger.take();
         let used = relay.tokens.take_used();
         if usage.is_empty() && bridges.is_empty() && used.is_empty() {
             return None;
         }
-        let batch = Batch {
+        *lock(&self.0.unsure_since) = Some(since.unwrap_or_else(Instant::now));
+        Some(Batch {
             writer: self.0.writer.clone(),
             number,
             usage,
             tokens: tokens(used),
             bridges,
-        };
-        let since = Instant::now().checked_sub(lag).unwrap_or_else(Instant::now);
-        Some((batch, since))
+        })
     }
 
     /// Notes now and then that those who are connected still are.
@@ -230,10 +260,11 @@ impl Keeper {
 
     async fn prune(&self, store: &Store) {
         loop {
-            let keep = if self.keeps_usage() { self.0.keep } else { TRACES };
-            let pruned = store.prune(now().saturating_sub(keep.as_secs())).await;
-            if let Err(error) = pruned {
-                tracing::debug!(%error, "what is too old is still there");
+            let before = |time: Duration| now().saturating_sub(time.as_secs());
+            // With nothing to be kept, nothing of before is.
+            let usage = if self.keeps_usage() { before(self.0.keep) } else { now() };
+            if let Err(error) = store.prune(usage, before(self.0.keep.max(TRACES))).await {
+                tracing::warn!(%error, "what is too old is still in the database; it is tried again in an hour");
             }
             sleep(PRUNE).await;
         }
@@ -248,32 +279,32 @@ impl Keeper {
     }
 
     fn note_reading(&self, outcome: &Result<(), StoreError>) {
-        let mut trouble = self.lock_trouble();
-        let before = std::mem::replace(&mut trouble.reading, outcome.is_err());
-        match outcome {
-            Ok(()) if before => tracing::info!("the database is back"),
-            Err(error) if !before => tracing::warn!(%error, "the database is away; what was known before goes on"),
-            _ => {}
+        match changed(&mut lock(&self.0.trouble).reading, outcome) {
+            Some(Ok(())) => tracing::info!("the database is back"),
+            Some(Err(error)) => tracing::warn!(%error, "the database is away; what was known before goes on"),
+            None => {}
         }
     }
 
     fn note_writing(&self, outcome: &Result<(), StoreError>) {
-        let mut trouble = self.lock_trouble();
-        let before = std::mem::replace(&mut trouble.writing, outcome.is_err());
-        match outcome {
-            Ok(()) if before => tracing::info!("the database takes usage again"),
-            Err(error) if !before => tracing::warn!(%error, "the database takes no usage; it waits"),
-            _ => {}
+        match changed(&mut lock(&self.0.trouble).writing, outcome) {
+            Some(Ok(())) => tracing::info!("the database takes usage again"),
+            Some(Err(error)) => tracing::warn!(%error, "the database takes no usage; it waits"),
+            None => {}
         }
     }
+}
 
-    fn trouble(&self) -> Trouble {
-        *self.lock_trouble()
-    }
+/// What is to be told of an outcome after the one before; the same trouble is told once.
+fn changed<'a>(before: &mut Option<String>, outcome: &'a Result<(), StoreError>) -> Option<Result<(), &'a StoreError>> {
+    let words = outcome.as_ref().err().map(ToString::to_string);
+    let is_news = *before != words;
+    *before = words;
+    is_news.then_some(outcome.as_ref().copied())
+}
 
-    fn lock_trouble(&self) -> MutexGuard<'_, Trouble> {
-        self.0.trouble.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One line for each token: it may have been renewed, and used both ways.
@@ -291,15 +322,16 @@ fn tokens(mut used: Vec<(auth::Identity, u64)>) -> Vec<SeenToken> {
     seen.collect()
 }
 
-/// Shuts out whom the orders name, and disconnects those who were to be disconnected since the revision that was known.
-fn carry_out(relay: &Relay, orders: Orders, known: &mut Option<u64>) {
+/// Shuts out whom the orders name, and disconnects those who were to be disconnected since the last time.
+fn carry_out(relay: &Relay, orders: Orders, kicked: &mut Option<u64>) {
     relay.ledger.forget(&orders.denials);
     relay.tokens.deny(Some(orders.denials));
-    if let Some(known) = *known {
-        let fresh = orders.kicks.iter().filter(|(_, revision)| **revision > known);
+    if let Some(kicked) = *kicked {
+        let fresh = orders.kicks.iter().filter(|(_, revision)| **revision > kicked);
         for (bridge, _) in fresh {
             relay.registry.disconnect(bridge);
         }
     }
-    *known = Some(orders.revision);
+    let newest = orders.kicks.values().copied().max().unwrap_or(0);
+    *kicked = Some(newest.max(kicked.unwrap_or(0)));
 }

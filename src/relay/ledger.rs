@@ -6,37 +6,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::auth;
 use super::auth::denials::Denials;
 use super::auth::tokens::now;
 use super::registry::Session;
-use super::store::usage::{Key, SeenBridge, Sums};
+use super::store::usage::{Addition, Key, SeenBridge, Sums};
 
-/// So many sums wait at most: 24 hours of a database away, with as many users, models and bridges as a relay has.
+/// So many sums wait at most: hours of a database away, with as many users, models and bridges as a relay has.
 const MOST_SUMS: usize = 50_000;
-/// So many bridges wait at most.
-const MOST_BRIDGES: usize = 20_000;
-/// So many models of a user are told apart in an hour: their names come from the desktop, which could make up new ones for ever.
-const MOST_MODELS: usize = 64;
-/// An exchange that is said to have had more tokens than this is not believed.
-const MOST_TOKENS: u64 = 1_000_000_000;
-
-/// Whose exchanges are added up.
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct Account {
-    hour: u64,
-    user: Arc<str>,
-    token: Arc<str>,
-    bridge: Arc<str>,
-    model: Option<Box<str>>,
-}
+/// So many sums of a user are told apart in an hour: what a desktop calls itself and its models, it could make up for ever.
+const MOST_SUMS_PER_USER: usize = 1_000;
+/// So many bridges of a user wait at most.
+const MOST_BRIDGES_PER_USER: usize = 200;
+/// So much is taken out at once.
+const BATCH: usize = 2_000;
 
 /// One exchange, for those who add up.
 #[derive(Debug)]
 pub struct Exchanged<'a> {
-    /// The user.
-    pub user: &'a Arc<str>,
-    /// The id of the caller's token.
-    pub token: &'a Arc<str>,
+    /// Whose it is.
+    pub identity: &'a auth::Identity,
     /// The bridge that it went to.
     pub session: &'a Session,
     /// The model, if it is known.
@@ -68,55 +57,63 @@ pub struct Ledger {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    sums: HashMap<Account, Sums>,
-    bridges: HashMap<Arc<str>, SeenBridge>,
+    sums: HashMap<Key, Addition>,
+    bridges: HashMap<Arc<str>, HashMap<Arc<str>, SeenBridge>>,
     since: Option<Instant>,
-    models: Models,
+    apart: Apart,
 }
 
-/// The models of each user in an hour.
+/// What is told apart in an hour, of each user.
 #[derive(Debug, Default)]
-struct Models {
+struct Apart {
     hour: u64,
-    of_users: HashMap<Arc<str>, HashSet<Box<str>>>,
+    of_users: HashMap<Arc<str>, HashSet<Key>>,
 }
 
-impl Models {
-    /// The name, if it is one of those that are told apart.
-    fn told_apart(&mut self, hour: u64, user: &Arc<str>, model: &str) -> Option<Box<str>> {
-        if self.hour != hour {
-            *self = Self {
-                hour,
-                of_users: HashMap::new(),
-            };
+impl Apart {
+    /// The key, or the one for all that is too much.
+    fn key(&mut self, key: Key) -> Key {
+        if self.hour != key.hour {
+            self.hour = key.hour;
+            self.of_users.clear();
         }
-        let models = self.of_users.entry(Arc::clone(user)).or_default();
-        if models.contains(model) || (models.len() < MOST_MODELS && models.insert(model.into())) {
-            return Some(model.into());
+        let known = self.of_users.entry(Arc::clone(&key.user)).or_default();
+        if known.contains(&key) {
+            return key;
         }
-        None
+        if known.len() < MOST_SUMS_PER_USER {
+            known.insert(key.clone());
+            return key;
+        }
+        Key {
+            bridge: "".into(),
+            model: "".into(),
+            ..key
+        }
     }
 }
 
 impl Ledger {
     /// Adds an exchange, if there is room for one more sum.
     pub fn add(&self, exchanged: &Exchanged<'_>) {
-        let hour = now() / 3600 * 3600;
-        let mut waiting = self.lock();
-        let model = exchanged.model;
-        let account = Account {
-            hour,
-            user: Arc::clone(exchanged.user),
-            token: Arc::clone(exchanged.token),
+        let identity = exchanged.identity;
+        let key = Key {
+            hour: now() / 3600 * 3600,
+            user: Arc::clone(&identity.user),
+            token: Arc::clone(&identity.id),
             bridge: Arc::clone(&exchanged.session.identity.bridge_id),
-            model: model.and_then(|model| waiting.models.told_apart(hour, exchanged.user, model)),
+            model: exchanged.model.unwrap_or_default().into(),
         };
-        if waiting.sums.len() >= MOST_SUMS && !waiting.sums.contains_key(&account) {
+        let mut waiting = self.lock();
+        let key = waiting.apart.key(key);
+        if waiting.sums.len() >= MOST_SUMS && !waiting.sums.contains_key(&key) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
         waiting.since.get_or_insert_with(Instant::now);
-        add(waiting.sums.entry(account).or_default(), exchanged);
+        let addition = waiting.sums.entry(key).or_default();
+        addition.issued = addition.issued.max(identity.issued);
+        add(&mut addition.sums, exchanged);
     }
 
     /// A bridge came, is here, or left.
@@ -126,7 +123,8 @@ impl Ledger {
             return;
         }
         let mut waiting = self.lock();
-        if waiting.bridges.len() >= MOST_BRIDGES && !waiting.bridges.contains_key(&bridge.bridge_id) {
+        let of_user = waiting.bridges.entry(Arc::clone(&bridge.user)).or_default();
+        if of_user.len() >= MOST_BRIDGES_PER_USER && !of_user.contains_key(&bridge.bridge_id) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
@@ -141,28 +139,27 @@ impl Ledger {
             seen: now(),
             gone,
         };
+        of_user.insert(Arc::clone(&bridge.bridge_id), seen);
         waiting.since.get_or_insert_with(Instant::now);
-        waiting.bridges.insert(Arc::clone(&bridge.bridge_id), seen);
     }
 
-    /// Takes everything out.
-    pub fn take(&self) -> (Vec<(Key, Sums)>, Vec<SeenBridge>) {
-        let (sums, bridges) = {
-            let mut waiting = self.lock();
+    /// Takes a part of it out, and tells since when the oldest has waited.
+    pub fn take(&self) -> (Vec<(Key, Addition)>, Vec<SeenBridge>, Option<Instant>) {
+        let mut waiting = self.lock();
+        let keys: Vec<_> = waiting.sums.keys().take(BATCH).cloned().collect();
+        let sums = keys.iter().filter_map(|key| waiting.sums.remove_entry(key)).collect();
+        let mut bridges = Vec::new();
+        while bridges.len() < BATCH
+            && let Some(user) = waiting.bridges.keys().next().cloned()
+        {
+            let of_user = waiting.bridges.remove(&user).unwrap_or_default();
+            bridges.extend(of_user.into_values());
+        }
+        let since = waiting.since;
+        if waiting.sums.is_empty() && waiting.bridges.is_empty() {
             waiting.since = None;
-            (std::mem::take(&mut waiting.sums), std::mem::take(&mut waiting.bridges))
-        };
-        let sums = sums.into_iter().map(|(account, sums)| {
-            let key = Key {
-                hour: account.hour,
-                user: account.user.to_string(),
-                token: account.token.to_string(),
-                bridge: account.bridge.to_string(),
-                model: account.model.map(String::from).unwrap_or_default(),
-            };
-            (key, sums)
-        });
-        (sums.collect(), bridges.into_values().collect())
+        }
+        (sums, bridges, since)
     }
 
     /// Forgets what waits of users who were deleted meanwhile.
@@ -170,10 +167,15 @@ impl Ledger {
         let mut waiting = self.lock();
         waiting
             .sums
-            .retain(|account, _| !denials.is_deleted_since(&account.user, account.hour));
-        waiting
-            .bridges
-            .retain(|_, bridge| !denials.is_deleted_since(&bridge.user, bridge.seen));
+            .retain(|key, addition| !denials.is_deleted_since(&key.user, addition.issued.unwrap_or(0)));
+        for of_user in waiting.bridges.values_mut() {
+            of_user.retain(|_, bridge| !denials.is_deleted_since(&bridge.user, bridge.seen));
+        }
+    }
+
+    /// What was refused by the store for good.
+    pub fn note_dropped(&self, entries: usize) {
+        self.dropped.fetch_add(entries as u64, Ordering::Relaxed);
     }
 
     /// How long the oldest of what waits has waited.
@@ -193,14 +195,13 @@ impl Ledger {
 
 fn add(sums: &mut Sums, exchanged: &Exchanged<'_>) {
     let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-    let believed = |number: &u64| *number <= MOST_TOKENS;
     sums.exchanges += 1;
     sums.errors += u64::from(exchanged.is_error);
     sums.cancelled += u64::from(exchanged.is_cancelled);
     sums.received += exchanged.received;
     sums.sent += exchanged.sent;
-    sums.prompts.add(exchanged.prompt.filter(believed));
-    sums.completions.add(exchanged.completion.filter(believed));
+    sums.prompts.add(exchanged.prompt);
+    sums.completions.add(exchanged.completion);
     if let Some(first_byte) = exchanged.first_byte {
         sums.answered += 1;
         sums.first_byte_us += micros(first_byte);
@@ -213,13 +214,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_desktop_cannot_make_up_models_for_ever() {
-        let mut models = Models::default();
-        let user: Arc<str> = "ann".into();
-        let told = (0..1000).filter(|n| models.told_apart(3600, &user, &n.to_string()).is_some());
-        assert_eq!(told.count(), MOST_MODELS);
-        assert!(models.told_apart(3600, &user, "0").is_some());
-        assert!(models.told_apart(3600, &"bob".into(), "x").is_some());
-        assert!(models.told_apart(7200, &user, "new").is_some());
+    fn a_desktop_cannot_make_up_names_for_ever() {
+        let key = |hour, user: &str, model: usize| Key {
+            hour,
+            user: user.into(),
+            token: "t".into(),
+            bridge: "b".into(),
+            model: model.to_string().into(),
+        };
+        let mut apart = Apart::default();
+        let told = (0..3000).filter(|n| !apart.key(key(3600, "ann", *n)).model.is_empty());
+        assert_eq!(told.count(), MOST_SUMS_PER_USER);
+        assert_eq!(apart.key(key(3600, "ann", 0)), key(3600, "ann", 0));
+        assert_eq!(&*apart.key(key(3600, "ann", 2999)).bridge, "");
+        assert_eq!(apart.key(key(3600, "bob", 7)), key(3600, "bob", 7));
+        assert_eq!(apart.key(key(7200, "ann", 2999)), key(7200, "ann", 2999));
     }
 }

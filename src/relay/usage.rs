@@ -1,5 +1,7 @@
 //! `GET /api/bridge/usage`: what the caller used, out of the store.
 
+use std::sync::Arc;
+
 use http::{HeaderMap, Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -46,7 +48,6 @@ pub async fn answer(relay: &Relay, headers: &HeaderMap, query: Option<&str>) -> 
             "the relay cannot reach its database; try again in a moment",
         )
     };
-    let store = keeper.store().ok_or_else(away)?;
     let to = now() / HOUR * HOUR + HOUR;
     let begin = now().saturating_sub(wish.days * DAY);
     let (from, span) = match wish.span {
@@ -55,19 +56,19 @@ pub async fn answer(relay: &Relay, headers: &HeaderMap, query: Option<&str>) -> 
         // One that is longer than time itself.
         None => (begin / HOUR * HOUR, to * 2),
     };
-    let used = store.usage(&identity.user, from, to, span).await.map_err(|error| {
-        tracing::warn!(%error, "the usage cannot be read");
+    let asked = keeper.usage(Arc::clone(&identity.user), from, to, span).await;
+    let (used, total) = asked.map_err(|error| {
+        tracing::info!(%error, "the usage cannot be read");
         away()
     })?;
     let lines: Vec<_> = used.iter().map(|used| line(used, from)).collect();
-    let whole = used.iter().fold(Sums::default(), |whole, used| whole.with(&used.sums));
     Ok(json_response(
         StatusCode::OK,
         &json!({
             "from": from * 1000,
             "to": to * 1000,
             "usage": lines,
-            "total": sums(&whole),
+            "total": sums(&total),
             "hasMore": used.len() as u64 >= MOST_ROWS,
         }),
     ))

@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use tunnel::relay::auth::denials::{Denials, Removal};
 use tunnel::relay::auth::tokens::now;
 use tunnel::relay::store::accounts::Token;
-use tunnel::relay::store::usage::{Batch, Counted, Key, SeenBridge, SeenToken, Sums};
+use tunnel::relay::store::usage::{Addition, Batch, Counted, Key, SeenBridge, SeenToken, Sums};
 use tunnel::relay::store::{PostgresConfig, Store, StoreConfig, StoreError};
 
 use crate::harness::postgres::Postgres;
@@ -70,7 +70,7 @@ fn seen_bridge(id: &str, user: &str) -> SeenBridge {
     }
 }
 
-fn used(hour: u64, user: &str, model: &str) -> (Key, Sums) {
+fn used(hour: u64, user: &str, model: &str) -> (Key, Addition) {
     let key = Key {
         hour: hour * 3600,
         user: user.into(),
@@ -91,10 +91,16 @@ fn used(hour: u64, user: &str, model: &str) -> (Key, Sums) {
         total_us: 60,
         ..Sums::default()
     };
-    (key, sums)
+    (
+        key,
+        Addition {
+            issued: Some(100),
+            sums,
+        },
+    )
 }
 
-fn batch(number: u64, usage: Vec<(Key, Sums)>) -> Batch {
+fn batch(number: u64, usage: Vec<(Key, Addition)>) -> Batch {
     Batch {
         writer: "this relay".into(),
         number,
@@ -120,8 +126,13 @@ async fn tell(config: StoreConfig) {
     assert!(store.revision().await.unwrap() > revision);
     everything_is_kept_and_brought_back(&config, &store).await;
     a_deleted_user_leaves_nothing(&store).await;
-    store.prune(FAR_AWAY + 1).await.unwrap();
+    store.prune(FAR_AWAY + 1, FAR_AWAY + 1).await.unwrap();
     assert_eq!(exchanges(&store, "bob").await, 0);
+    // Whatever is forgotten, what was revoked stays so.
+    let denials = store.orders().await.unwrap().denials;
+    for id in ["t1", "t2", "older", "leaked"] {
+        assert!(denials.has_token(id), "{id}");
+    }
 }
 
 async fn tokens_come_and_go(store: &Store) {
@@ -130,18 +141,18 @@ async fn tokens_come_and_go(store: &Store) {
     store.issue(&token("t2", "bob")).await.unwrap();
     assert_eq!(store.tokens().await.unwrap(), [token("t1", "ann"), token("t2", "bob")]);
     let before = store.revision().await.unwrap();
-    store.revoke("t2").await.unwrap();
+    assert!(store.revoke("t2").await.unwrap());
     assert_eq!(store.revision().await.unwrap(), before + 1);
-    for gone in ["t2", "nobody's"] {
-        assert!(matches!(store.revoke(gone).await, Err(StoreError::Absent)));
-    }
+    assert!(matches!(store.revoke("t2").await, Err(StoreError::Absent)));
     assert_eq!(store.revision().await.unwrap(), before + 1);
-    let denials = Denials::new(["t2".into()].into(), [].into());
+    // One that was never seen here.
+    assert!(!store.revoke("leaked").await.unwrap());
+    let denials = Denials::new(["t2".into(), "leaked".into()].into(), [].into());
     assert_eq!(store.orders().await.unwrap().denials, denials);
     // One that was used and never issued here is known from then on; one that is known is not changed but for its times.
     let mut seen = batch(1, vec![]);
     seen.tokens = vec![seen_token("t1", "ann"), seen_token("older", "ann")];
-    store.record(seen).await.unwrap();
+    store.record(&seen).await.unwrap();
     let tokens = store.tokens().await.unwrap();
     let older = tokens.iter().find(|token| token.id == "older").unwrap();
     assert_eq!(
@@ -171,7 +182,7 @@ async fn users_come_and_go(store: &Store) {
         deleted: None,
     };
     assert_eq!(store.removal("ann").await.unwrap(), Some(removal));
-    let denials = Denials::new(["t2".into()].into(), [("ann".into(), removal)].into());
+    let denials = Denials::new(["t2".into(), "leaked".into()].into(), [("ann".into(), removal)].into());
     assert_eq!(store.orders().await.unwrap().denials, denials);
     store.enable("ann").await.unwrap();
     assert!(matches!(store.enable("ann").await, Err(StoreError::Absent)));
@@ -189,24 +200,27 @@ async fn usage_adds_up(store: &Store) {
         used(30, "ann", ""),
     ];
     for number in [2, 2, 2, 3] {
-        store.record(batch(number, usage.clone())).await.unwrap();
+        store.record(&batch(number, usage.clone())).await.unwrap();
     }
     let hours = store.usage("ann", 3600, 3600 * 31, 3600).await.unwrap();
     let told: Vec<_> = hours
         .iter()
         .map(|line| (line.from / 3600, &*line.model, line.sums.exchanges))
         .collect();
-    assert_eq!(told, [(1, "llama", 4), (2, "llama", 4), (30, "", 4)]);
+    assert_eq!(told, [(30, "", 4), (2, "llama", 4), (1, "llama", 4)]);
     let days = store.usage("ann", 0, FAR_AWAY, 24 * 3600).await.unwrap();
     assert_eq!(days.len(), 2);
-    let sums = days[0].sums;
+    let all = store.total("ann", 0, FAR_AWAY).await.unwrap();
+    assert_eq!((all.exchanges, all.prompts.known()), (12, Some(180)));
+    assert_eq!(store.total("nobody", 0, FAR_AWAY).await.unwrap(), Sums::default());
+    let sums = days[1].sums;
     assert_eq!(
         (sums.exchanges, sums.errors, sums.cancelled, sums.received, sums.sent),
         (8, 4, 0, 40, 80)
     );
     assert_eq!((sums.prompts.known(), sums.completions.known()), (Some(120), Some(160)));
     assert_eq!((sums.answered, sums.first_byte_us, sums.total_us), (8, 200, 240));
-    assert_eq!(days[0].label.as_deref(), Some("phone"));
+    assert_eq!(days[1].label.as_deref(), Some("phone"));
     assert_eq!(store.usage("ann", 3600 * 2, 3600 * 3, 3600).await.unwrap().len(), 1);
     assert_eq!(exchanges(store, "nobody").await, 0);
 }
@@ -214,7 +228,7 @@ async fn usage_adds_up(store: &Store) {
 async fn bridges_are_known(store: &Store) {
     let mut seen = batch(4, vec![]);
     seen.bridges = vec![seen_bridge("b1", "ann"), seen_bridge("b2", "bob")];
-    store.record(seen.clone()).await.unwrap();
+    store.record(&seen).await.unwrap();
     let bridges = store.bridges().await.unwrap();
     assert_eq!(bridges.len(), 2);
     assert!(bridges.iter().all(tunnel::relay::store::accounts::Bridge::is_connected));
@@ -223,13 +237,26 @@ async fn bridges_are_known(store: &Store) {
         (Some("clientid"), "ws")
     );
     (seen.number, seen.bridges[0].gone, seen.bridges[0].transport) = (5, true, "poll");
-    store.record(seen).await.unwrap();
+    store.record(&seen).await.unwrap();
     let bridge = store.bridges().await.unwrap().remove(0);
     assert_eq!((bridge.is_connected(), &*bridge.transport), (false, "poll"));
+    // Another relay's word that it left says nothing of where it is now.
+    seen_elsewhere(store).await;
     store.kick("b2").await.unwrap();
     assert!(matches!(store.kick("b3").await, Err(StoreError::Absent)));
     let orders = store.orders().await.unwrap();
     assert_eq!(orders.kicks.get("b2"), Some(&orders.revision));
+}
+
+async fn seen_elsewhere(store: &Store) {
+    let mut seen = batch(6, vec![]);
+    seen.writer = "another relay".into();
+    seen.bridges = vec![seen_bridge("b2", "bob")];
+    store.record(&seen).await.unwrap();
+    (seen.writer, seen.bridges[0].gone) = ("this relay".into(), true);
+    store.record(&seen).await.unwrap();
+    let bridges = store.bridges().await.unwrap();
+    assert!(bridges.iter().find(|bridge| bridge.id == "b2").unwrap().is_connected());
 }
 
 async fn everything_is_kept_and_brought_back(config: &StoreConfig, store: &Store) {
@@ -269,11 +296,14 @@ async fn a_deleted_user_leaves_nothing(store: &Store) {
     assert!(store.users().await.unwrap().iter().all(|user| user.name != "ann"));
     let deleted = store.removal("ann").await.unwrap().unwrap().deleted.unwrap();
     assert!(deleted.abs_diff(now()) < 60);
+    // Its tokens are refused by their ids, too: one may have been renewed in that second.
+    let denials = store.orders().await.unwrap().denials;
+    assert!(denials.has_token("t1") && denials.has_token("older"));
     // What was still under way brings nothing back.
-    let mut late = batch(6, vec![used(1, "ann", "llama")]);
+    let mut late = batch(7, vec![used(1, "ann", "llama")]);
     late.tokens = vec![seen_token("t1", "ann")];
     late.bridges = vec![seen_bridge("b1", "ann")];
-    store.record(late).await.unwrap();
+    store.record(&late).await.unwrap();
     assert_eq!(exchanges(store, "ann").await, 0);
     assert!(store.tokens().await.unwrap().iter().all(|token| token.user != "ann"));
     assert!(store.bridges().await.unwrap().iter().all(|bridge| bridge.user != "ann"));
@@ -289,6 +319,43 @@ async fn the_story_is_the_same_on_sqlite() {
 async fn the_story_is_the_same_on_postgresql() {
     let server = Postgres::start().await;
     tell(postgres(&server.database().await)).await;
+}
+
+#[tokio::test]
+async fn what_the_database_can_never_take_is_told_apart_from_one_that_is_away() {
+    let server = Postgres::start().await;
+    server
+        .execute(
+            "postgres",
+            "CREATE DATABASE old ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0",
+        )
+        .await;
+    let url = server.database().await;
+    let old = format!("{}/old", url.rsplit_once('/').unwrap().0);
+    let error = Store::open(&postgres(&old)).await.unwrap_err();
+    assert!(
+        matches!(&error, StoreError::Settings(words) if words.contains("UTF8")),
+        "{error}"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    for config in [postgres(&url), sqlite(folder.path())] {
+        let store = Store::open(&config).await.unwrap();
+        store.issue(&token("t1", "ann")).await.unwrap();
+        let twice = store.issue(&token("t1", "ann")).await;
+        assert!(matches!(twice, Err(StoreError::Rejected(_))), "{twice:?}");
+    }
+    std::fs::write(
+        folder.path().join("other"),
+        "this is no database at all, but some text of more than a hundred octets: ".repeat(20),
+    )
+    .unwrap();
+    let error = Store::open(&StoreConfig::Sqlite(folder.path().join("other")))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, StoreError::Settings(words) if words.contains("damaged")),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -324,7 +391,7 @@ async fn the_schema_before_is_brought_up_to_date_with_what_is_in_it() {
     for config in [postgres(&url), sqlite(folder.path())] {
         let store = Store::open(&config).await.unwrap();
         assert_eq!(store.tokens().await.unwrap()[0].revoked, Some(5));
-        store.record(batch(1, vec![used(1, "ann", "llama")])).await.unwrap();
+        store.record(&batch(1, vec![used(1, "ann", "llama")])).await.unwrap();
         assert_eq!(exchanges(&store, "ann").await, 2);
     }
 }

@@ -38,9 +38,14 @@ impl Denials {
         Self { tokens, users }
     }
 
+    /// Whether a token of this id is refused.
+    pub fn has_token(&self, id: &str) -> bool {
+        self.tokens.contains(id)
+    }
+
     /// What stands against a credential.
     pub fn of(&self, identity: &Identity) -> Option<Denial> {
-        if self.tokens.contains(&*identity.id) {
+        if self.has_token(&identity.id) {
             return Some(Denial::Revoked);
         }
         let removal = self.users.get(&*identity.user)?;

@@ -20,8 +20,11 @@ const ADD_USER: &str = "INSERT INTO users (name, first_seen) VALUES ($1, $2) ON 
 const USER: &str = "SELECT disabled, deleted FROM users WHERE name = $1";
 const ISSUE: &str =
     "INSERT INTO tokens (id, user_name, label, scopes, issued, expires) VALUES ($1, $2, $3, $4, $5, $6)";
+const KNOWN: &str = "SELECT id FROM tokens WHERE id = $1";
+const REVOKE_UNKNOWN: &str = "INSERT INTO tokens (id, user_name, scopes, revoked) VALUES ($1, '', '', $2) \
+    ON CONFLICT (id) DO UPDATE SET revoked = excluded.revoked";
 const TOKENS: &str = "SELECT id, user_name, label, scopes, issued, expires, last_used, revoked FROM tokens \
-    ORDER BY user_name, issued, id";
+    WHERE user_name <> '' ORDER BY user_name, issued, id";
 const REVOKE: &str = "UPDATE tokens SET revoked = $1 WHERE id = $2 AND revoked IS NULL";
 const USERS: &str = "SELECT name, first_seen, disabled, \
     (SELECT max(last_used) FROM tokens WHERE tokens.user_name = users.name), \
@@ -32,9 +35,13 @@ const USERS: &str = "SELECT name, first_seen, disabled, \
 const DISABLE: &str = "UPDATE users SET disabled = $1 WHERE name = $2 AND disabled IS NULL";
 const ENABLE: &str = "UPDATE users SET disabled = NULL WHERE name = $1 AND disabled IS NOT NULL";
 const DELETE: &str = "UPDATE users SET deleted = $1, disabled = NULL WHERE name = $2";
-const DELETE_TOKENS: &str = "DELETE FROM tokens WHERE user_name = $1";
+// A token that was renewed in that second is refused by its id.
+const DELETE_TOKENS: &str = "UPDATE tokens SET revoked = COALESCE(revoked, $1), user_name = '', label = NULL, scopes = '', \
+    last_used = NULL WHERE user_name = $2";
+const DELETE_KICKS: &str = "DELETE FROM kicks WHERE bridge_id IN (SELECT id FROM bridges WHERE user_name = $1)";
 const DELETE_BRIDGES: &str = "DELETE FROM bridges WHERE user_name = $1";
-const DELETE_USAGE: &str = "DELETE FROM usage WHERE user_name = $1";
+const DELETE_USAGE: &str = "DELETE FROM usage WHERE user_name = $1 AND hour IN \
+    (SELECT DISTINCT hour FROM usage WHERE user_name = $1 ORDER BY hour LIMIT 500)";
 const BRIDGES: &str = "SELECT id, user_name, client_id, name, platform, version, transport, first_seen, last_seen, gone \
     FROM bridges ORDER BY user_name, name, id";
 const KICK: &str = "INSERT INTO kicks (bridge_id, revision) SELECT id, (SELECT number FROM revision WHERE one = 1) \
@@ -153,7 +160,7 @@ impl Store {
         })
     }
 
-    /// What is held against a user, if anything.
+    /// What is held against a user; none, if the user is not known.
     ///
     /// # Errors
     /// `Away`.
@@ -188,13 +195,22 @@ impl Store {
         rows.into_iter().map(read_token).collect()
     }
 
-    /// Takes a token back.
+    /// Takes a token back; whether it was known. One that was never seen here is refused from now on, too.
     ///
     /// # Errors
-    /// `Absent` when there is none that is valid, `Away`.
-    pub async fn revoke(&self, id: &str) -> Result<(), StoreError> {
+    /// `Absent` when it was revoked before, `Away`.
+    pub async fn revoke(&self, id: &str) -> Result<bool, StoreError> {
+        let touch = || Statement::new(TOUCH, []);
         let revoke = Statement::new(REVOKE, [now().into(), id.into()]).must_touch();
-        self.driver.write(vec![revoke, Statement::new(TOUCH, [])]).await
+        match self.driver.write(vec![revoke, touch()]).await {
+            Err(StoreError::Absent) => {}
+            revoked => return revoked.map(|()| true),
+        }
+        if !self.driver.read(Statement::new(KNOWN, [id.into()])).await?.is_empty() {
+            return Err(StoreError::Absent);
+        }
+        let revoke = Statement::new(REVOKE_UNKNOWN, [id.into(), now().into()]);
+        self.driver.write(vec![revoke, touch()]).await.map(|()| false)
     }
 
     /// Everybody who is known.
@@ -231,15 +247,29 @@ impl Store {
     /// `Away`.
     pub async fn delete(&self, user: &str) -> Result<(), StoreError> {
         let of_user = |sql| Statement::new(sql, [user.into()]);
+        let now = now();
         let statements = vec![
             add_user(user),
-            Statement::new(DELETE, [now().into(), user.into()]),
-            of_user(DELETE_TOKENS),
+            Statement::new(DELETE, [now.into(), user.into()]),
+            Statement::new(DELETE_TOKENS, [now.into(), user.into()]),
+            of_user(DELETE_KICKS),
             of_user(DELETE_BRIDGES),
-            of_user(DELETE_USAGE),
             Statement::new(TOUCH, []),
         ];
-        self.driver.write(statements).await
+        self.driver.write(statements).await?;
+        self.until_nothing_is_left(of_user(DELETE_USAGE)).await
+    }
+
+    /// Does it again and again, so that no step takes long.
+    pub(super) async fn until_nothing_is_left(&self, step: Statement) -> Result<(), StoreError> {
+        let step = step.must_touch();
+        loop {
+            match self.driver.write(vec![step.clone()]).await {
+                Ok(()) => {}
+                Err(StoreError::Absent) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// All bridges, those of one user together.

@@ -47,6 +47,9 @@ pub enum StoreError {
         /// The newest that this release knows.
         known: i64,
     },
+    /// The database takes this not, whenever it is asked.
+    #[error("the database refuses what it should keep: {0}")]
+    Rejected(String),
     /// What was to be changed is not there.
     #[error("there is no such entry")]
     Absent,
@@ -57,7 +60,7 @@ impl StoreError {
         Self::Away("the database answered with something else than was asked for".to_owned())
     }
 
-    fn ended() -> Self {
+    pub(super) fn ended() -> Self {
         Self::Away("the work was given up".to_owned())
     }
 }

@@ -19,6 +19,8 @@ use crate::transport::dial::trust;
 
 /// Held while the schema is brought up to date.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(8421504271)";
+/// How much longer the server may take for each statement of many.
+const EACH: Duration = Duration::from_millis(5);
 /// How long a server may be silent before its connection is given up.
 const SILENCE: Duration = Duration::from_secs(10);
 
@@ -31,7 +33,7 @@ pub struct PostgresConfig {
     pub ca_file: Option<PathBuf>,
     /// Connections at once.
     pub pool: usize,
-    /// How long one question may take, with connecting.
+    /// How long connecting may take, and how long one question.
     pub timeout: Duration,
 }
 
@@ -86,9 +88,13 @@ impl Postgres {
     }
 
     /// Gives the work a connection. One on which it did not end in time is not used again.
-    async fn run<T>(&self, work: impl AsyncFnOnce(&mut Object) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    async fn run<T>(
+        &self,
+        patience: Duration,
+        work: impl AsyncFnOnce(&mut Object) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         let mut connection = self.connection().await?;
-        match tokio::time::timeout(self.timeout, work(&mut connection)).await {
+        match tokio::time::timeout(patience, work(&mut connection)).await {
             Ok(done) => done,
             Err(_) => {
                 drop(Object::take(connection));
@@ -136,6 +142,12 @@ impl Driver for Postgres {
         // Another relay may be at it, and much data takes its time.
         let mut connection = self.connection().await?;
         let transaction = connection.transaction().await?;
+        let encoding: String = transaction.query_one("SHOW server_encoding", &[]).await?.try_get(0)?;
+        if encoding != "UTF8" {
+            return Err(StoreError::Settings(format!(
+                "the database keeps text as {encoding}; make one with: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+            )));
+        }
         transaction.batch_execute(LOCK).await?;
         transaction.batch_execute(schema::VERSIONS).await?;
         let row = transaction.query_one(schema::APPLIED, &[]).await?;
@@ -154,7 +166,8 @@ impl Driver for Postgres {
     }
 
     async fn write(&self, statements: Vec<Statement>) -> Result<(), StoreError> {
-        self.run(async |connection| {
+        let patience = self.timeout + EACH * u32::try_from(statements.len()).unwrap_or(u32::MAX);
+        self.run(patience, async |connection| {
             let transaction = connection.transaction().await?;
             let mut prepared = Vec::with_capacity(statements.len());
             for statement in &statements {
@@ -175,7 +188,7 @@ impl Driver for Postgres {
     }
 
     async fn read(&self, statement: Statement) -> Result<Vec<Row>, StoreError> {
-        self.run(async |connection| {
+        self.run(self.timeout, async |connection| {
             let prepared = connection.prepare_cached(&statement.sql).await?;
             let rows = connection.query_raw(&prepared, &statement.values).await?;
             rows.map(|row| read_row(&row?)).try_collect().await
@@ -242,6 +255,11 @@ impl ToSql for Value {
 
 impl From<tokio_postgres::Error> for StoreError {
     fn from(error: tokio_postgres::Error) -> Self {
-        Self::Away(words(&error))
+        // Data exceptions, violated constraints, limits: the same again would be refused again (PostgreSQL, appendix A).
+        let is_ours = |code: &str| ["22", "23", "54"].iter().any(|class| code.starts_with(class));
+        match error.code() {
+            Some(code) if is_ours(code.code()) => Self::Rejected(words(&error)),
+            _ => Self::Away(words(&error)),
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, ToSql, TransactionBehavior, params_from_iter};
+use rusqlite::{Connection, ErrorCode, ToSql, TransactionBehavior, params_from_iter};
 use tokio::sync::mpsc;
 
 use super::driver::{Applied, Driver, Plan, Row, Statement, Value};
@@ -18,39 +18,59 @@ use crate::files;
 /// How long another process may be writing.
 const BUSY: Duration = Duration::from_secs(5);
 
+/// Who reads waits for nobody who writes.
 #[derive(Debug, Clone)]
 pub(super) struct Sqlite {
-    connection: Arc<Mutex<Connection>>,
+    reading: Arc<Mutex<Connection>>,
+    writing: Arc<Mutex<Connection>>,
 }
 
 impl Sqlite {
     /// Opens the file; makes it first where there is none.
     pub(super) async fn open(path: &Path) -> Result<Self, StoreError> {
         let path = path.to_owned();
-        let opened = tokio::task::spawn_blocking(move || open(&path)).await;
-        let connection = opened.map_err(|_| StoreError::ended())??;
+        let opened = tokio::task::spawn_blocking(move || Ok::<_, StoreError>((open(&path)?, open(&path)?))).await;
+        let (reading, writing) = opened.map_err(|_| StoreError::ended())??;
+        let shared = |connection| Arc::new(Mutex::new(connection));
         Ok(Self {
-            connection: Arc::new(Mutex::new(connection)),
+            reading: shared(reading),
+            writing: shared(writing),
         })
     }
 
-    /// Does it where waiting for a disk keeps nobody else.
-    async fn run<T, F>(&self, work: F) -> Result<T, StoreError>
+    async fn reading<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
     {
-        let connection = Arc::clone(&self.connection);
-        let worked =
-            tokio::task::spawn_blocking(move || work(&mut connection.lock().unwrap_or_else(PoisonError::into_inner)));
-        worked.await.map_err(|_| StoreError::ended())?
+        run(&self.reading, work).await
     }
+
+    async fn writing<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
+    {
+        run(&self.writing, work).await
+    }
+}
+
+/// Does it where waiting for a disk keeps nobody else.
+async fn run<T, F>(connection: &Arc<Mutex<Connection>>, work: F) -> Result<T, StoreError>
+where
+    T: Send + 'static,
+    F: FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
+{
+    let connection = Arc::clone(connection);
+    let worked =
+        tokio::task::spawn_blocking(move || work(&mut connection.lock().unwrap_or_else(PoisonError::into_inner)));
+    worked.await.map_err(|_| StoreError::ended())?
 }
 
 fn open(path: &Path) -> Result<Connection, StoreError> {
     let unusable = |error: &dyn std::fmt::Display| StoreError::Away(format!("cannot use {}: {error}", path.display()));
     // Nobody else may read who uses what.
-    match files::create_private(path, b"") {
+    match files::create_for_owner(path, b"") {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(unusable(&error)),
         _ => {}
     }
@@ -60,15 +80,20 @@ fn open(path: &Path) -> Result<Connection, StoreError> {
         // Readers do not wait for writers; what was acknowledged is on the disk.
         connection.pragma_update(None, "journal_mode", "wal")?;
         connection.pragma_update(None, "synchronous", "full")?;
+        // What was deleted is not to be found in the file.
+        connection.pragma_update(None, "secure_delete", true)?;
         Ok(connection)
     };
-    prepare().map_err(|error: rusqlite::Error| unusable(&error))
+    prepare().map_err(|error: rusqlite::Error| match StoreError::from(error) {
+        StoreError::Away(why) => unusable(&why),
+        error => error,
+    })
 }
 
 #[async_trait]
 impl Driver for Sqlite {
     async fn migrate(&self, missing: Plan) -> Result<(), StoreError> {
-        self.run(move |connection| {
+        self.writing(move |connection| {
             // Whoever begins first does it; the other waits until it is done.
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             transaction.execute_batch(schema::VERSIONS)?;
@@ -89,7 +114,7 @@ impl Driver for Sqlite {
     }
 
     async fn write(&self, statements: Vec<Statement>) -> Result<(), StoreError> {
-        self.run(move |connection| {
+        self.writing(move |connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             for statement in &statements {
                 let mut prepared = transaction.prepare_cached(&statement.sql)?;
@@ -104,7 +129,7 @@ impl Driver for Sqlite {
     }
 
     async fn read(&self, statement: Statement) -> Result<Vec<Row>, StoreError> {
-        self.run(move |connection| {
+        self.reading(move |connection| {
             let mut prepared = connection.prepare_cached(&statement.sql)?;
             let rows = prepared.query_map(params_from_iter(&statement.values), read_row)?;
             Ok(rows.collect::<Result<_, _>>()?)
@@ -113,7 +138,7 @@ impl Driver for Sqlite {
     }
 
     async fn dump(&self, queries: Vec<String>, sink: mpsc::Sender<(usize, Row)>) -> Result<(), StoreError> {
-        self.run(move |connection| {
+        self.reading(move |connection| {
             let transaction = connection.transaction()?;
             for (number, query) in queries.iter().enumerate() {
                 let mut prepared = transaction.prepare(query)?;
@@ -154,6 +179,14 @@ impl ToSql for Value {
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
-        Self::Away(error.to_string())
+        match error.sqlite_error_code() {
+            Some(ErrorCode::ConstraintViolation | ErrorCode::TooBig | ErrorCode::TypeMismatch) => {
+                Self::Rejected(error.to_string())
+            }
+            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => Self::Settings(format!(
+                "the database of the relay is damaged: {error}; bring back a backup"
+            )),
+            _ => Self::Away(error.to_string()),
+        }
     }
 }

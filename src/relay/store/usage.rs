@@ -1,6 +1,8 @@
 //! What was used, by user, token, bridge, model and hour; and what is written along with it: when tokens were last used, and which
 //! bridges are here.
 
+use std::sync::Arc;
+
 use super::driver::{Row, Statement, Value};
 use super::{Store, StoreError, now};
 
@@ -8,8 +10,6 @@ use super::{Store, StoreError, now};
 pub const MOST_ROWS: u64 = 10_000;
 /// So many bridges of a user are remembered: a program could call itself something else each time.
 const MOST_BRIDGES: i64 = 1000;
-/// For so long after a user was deleted, seconds, what was still under way is not written down.
-const LATE: i64 = 30;
 /// How long the marks of relays that are not there any more are kept, seconds.
 const WRITER_LIFE: i64 = 30 * 24 * 3600;
 
@@ -20,24 +20,29 @@ const SEE_USER: &str = "INSERT INTO users (name, first_seen) SELECT CAST($1 AS t
 const SEE_TOKEN: &str = "INSERT INTO tokens (id, user_name, scopes, issued, expires, last_used) \
     SELECT CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), CAST($4 AS bigint), CAST($5 AS bigint), CAST($6 AS bigint) \
     WHERE NOT EXISTS (SELECT 1 FROM users WHERE name = $2 AND deleted >= COALESCE($4, 0)) \
-    ON CONFLICT (id) DO UPDATE SET last_used = excluded.last_used, expires = CASE \
+    ON CONFLICT (id) DO UPDATE SET expires = CASE \
     WHEN tokens.expires IS NULL OR excluded.expires IS NULL THEN NULL \
-    WHEN excluded.expires > tokens.expires THEN excluded.expires ELSE tokens.expires END";
+    WHEN excluded.expires > tokens.expires THEN excluded.expires ELSE tokens.expires END, \
+    last_used = CASE WHEN tokens.last_used > excluded.last_used THEN tokens.last_used ELSE excluded.last_used END \
+    WHERE tokens.revoked IS NULL";
+// One relay's word that a bridge left says nothing of the one where it is now.
 const SEE_BRIDGE: &str = "INSERT INTO bridges \
-    (id, user_name, client_id, name, platform, version, transport, first_seen, last_seen, gone) \
+    (id, user_name, client_id, name, platform, version, transport, first_seen, last_seen, gone, relay) \
     SELECT CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), CAST($4 AS text), CAST($5 AS text), CAST($6 AS text), \
-    CAST($7 AS text), CAST($8 AS bigint), CAST($8 AS bigint), CAST($9 AS bigint) \
-    WHERE NOT EXISTS (SELECT 1 FROM users WHERE name = $2 AND deleted > $10) \
+    CAST($7 AS text), CAST($8 AS bigint), CAST($8 AS bigint), CAST($9 AS bigint), CAST($10 AS text) \
+    WHERE NOT EXISTS (SELECT 1 FROM users WHERE name = $2 AND deleted + 2 >= $8) \
     AND (SELECT count(*) FROM bridges WHERE user_name = $2 AND id <> $1) < $11 \
     ON CONFLICT (id) DO UPDATE SET name = excluded.name, platform = excluded.platform, version = excluded.version, \
-    client_id = excluded.client_id, transport = excluded.transport, last_seen = excluded.last_seen, gone = excluded.gone";
+    client_id = excluded.client_id, transport = excluded.transport, gone = excluded.gone, relay = excluded.relay, \
+    last_seen = CASE WHEN bridges.last_seen > excluded.last_seen THEN bridges.last_seen ELSE excluded.last_seen END \
+    WHERE excluded.gone IS NULL OR bridges.relay = excluded.relay";
 const ADD: &str = "INSERT INTO usage (hour, user_name, token_id, bridge_id, model, exchanges, errors, cancelled, received, sent, \
     prompts_counted, prompt_tokens, completions_counted, completion_tokens, answered, first_byte_us, total_us) \
     SELECT CAST($1 AS bigint), CAST($2 AS text), CAST($3 AS text), CAST($4 AS text), CAST($5 AS text), CAST($6 AS bigint), \
     CAST($7 AS bigint), CAST($8 AS bigint), CAST($9 AS bigint), CAST($10 AS bigint), CAST($11 AS bigint), \
     CAST($12 AS bigint), CAST($13 AS bigint), CAST($14 AS bigint), CAST($15 AS bigint), CAST($16 AS bigint), \
     CAST($17 AS bigint) \
-    WHERE NOT EXISTS (SELECT 1 FROM users WHERE name = $2 AND deleted > $18) \
+    WHERE NOT EXISTS (SELECT 1 FROM users WHERE name = $2 AND deleted >= $18) \
     ON CONFLICT (hour, user_name, token_id, bridge_id, model) DO UPDATE SET \
     exchanges = usage.exchanges + excluded.exchanges, errors = usage.errors + excluded.errors, \
     cancelled = usage.cancelled + excluded.cancelled, received = usage.received + excluded.received, \
@@ -48,7 +53,7 @@ const ADD: &str = "INSERT INTO usage (hour, user_name, token_id, bridge_id, mode
     answered = usage.answered + excluded.answered, first_byte_us = usage.first_byte_us + excluded.first_byte_us, \
     total_us = usage.total_us + excluded.total_us";
 const USAGE: &str = "SELECT (hour / $1) * $1, token_id, \
-    (SELECT label FROM tokens WHERE tokens.id = usage.token_id), bridge_id, \
+    (SELECT label FROM tokens WHERE tokens.id = usage.token_id AND tokens.user_name = $2), bridge_id, \
     (SELECT name FROM bridges WHERE bridges.id = usage.bridge_id), model, \
     CAST(sum(exchanges) AS bigint), CAST(sum(errors) AS bigint), CAST(sum(cancelled) AS bigint), \
     CAST(sum(received) AS bigint), CAST(sum(sent) AS bigint), CAST(sum(prompts_counted) AS bigint), \
@@ -56,25 +61,49 @@ const USAGE: &str = "SELECT (hour / $1) * $1, token_id, \
     CAST(sum(completion_tokens) AS bigint), CAST(sum(answered) AS bigint), CAST(sum(first_byte_us) AS bigint), \
     CAST(sum(total_us) AS bigint) \
     FROM usage WHERE user_name = $2 AND hour >= $3 AND hour < $4 \
-    GROUP BY 1, token_id, bridge_id, model ORDER BY 1, token_id, bridge_id, model LIMIT $5";
-const PRUNE_USAGE: &str = "DELETE FROM usage WHERE hour < $1";
-const PRUNE_TOKENS: &str = "DELETE FROM tokens WHERE expires < $1";
+    GROUP BY 1, token_id, bridge_id, model ORDER BY 1 DESC, token_id, bridge_id, model LIMIT $5";
+const TOTAL: &str = "SELECT CAST(COALESCE(sum(exchanges), 0) AS bigint), CAST(COALESCE(sum(errors), 0) AS bigint), \
+    CAST(COALESCE(sum(cancelled), 0) AS bigint), CAST(COALESCE(sum(received), 0) AS bigint), \
+    CAST(COALESCE(sum(sent), 0) AS bigint), CAST(COALESCE(sum(prompts_counted), 0) AS bigint), \
+    CAST(COALESCE(sum(prompt_tokens), 0) AS bigint), CAST(COALESCE(sum(completions_counted), 0) AS bigint), \
+    CAST(COALESCE(sum(completion_tokens), 0) AS bigint), CAST(COALESCE(sum(answered), 0) AS bigint), \
+    CAST(COALESCE(sum(first_byte_us), 0) AS bigint), CAST(COALESCE(sum(total_us), 0) AS bigint) \
+    FROM usage WHERE user_name = $1 AND hour >= $2 AND hour < $3";
+// A day at a time.
+const PRUNE_USAGE: &str = "DELETE FROM usage WHERE hour < $1 AND hour < (SELECT min(hour) FROM usage) + 86400";
+// What was on its way when its user was deleted.
+const PRUNE_DELETED_USAGE: &str = "DELETE FROM usage WHERE EXISTS \
+    (SELECT 1 FROM users WHERE users.name = usage.user_name AND users.deleted >= usage.hour + 3600)";
+const PRUNE_TOKENS: &str = "DELETE FROM tokens WHERE expires < $1 AND revoked IS NULL";
 const PRUNE_BRIDGES: &str = "DELETE FROM bridges WHERE last_seen < $1";
+// Room for those who come.
+const PRUNE_MANY_BRIDGES: &str = "DELETE FROM bridges WHERE id IN (SELECT id FROM (SELECT id, \
+    row_number() OVER (PARTITION BY user_name ORDER BY last_seen DESC) AS place FROM bridges) AS placed WHERE place > $1)";
+const PRUNE_KICKS: &str = "DELETE FROM kicks WHERE revision < (SELECT number FROM revision WHERE one = 1) - 1000";
 const PRUNE_WRITERS: &str = "DELETE FROM writers WHERE seen < $1";
 
 /// Whose exchanges are added up.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
     /// When it began, seconds since 1970.
     pub hour: u64,
     /// The user.
-    pub user: String,
+    pub user: Arc<str>,
     /// The caller's token.
-    pub token: String,
+    pub token: Arc<str>,
     /// The bridge.
-    pub bridge: String,
+    pub bridge: Arc<str>,
     /// The model; empty, if it is not known.
-    pub model: String,
+    pub model: Box<str>,
+}
+
+/// Exchanges to be added to those of before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Addition {
+    /// When the token was issued, seconds since 1970: after the user was deleted, or before.
+    pub issued: Option<u64>,
+    /// What they add up to.
+    pub sums: Sums,
 }
 
 /// What exchanges add up to.
@@ -102,24 +131,6 @@ pub struct Sums {
     pub total_us: u64,
 }
 
-impl Sums {
-    /// Both together.
-    pub fn with(self, other: &Self) -> Self {
-        Self {
-            exchanges: self.exchanges + other.exchanges,
-            errors: self.errors + other.errors,
-            cancelled: self.cancelled + other.cancelled,
-            received: self.received + other.received,
-            sent: self.sent + other.sent,
-            prompts: self.prompts.with(other.prompts),
-            completions: self.completions.with(other.completions),
-            answered: self.answered + other.answered,
-            first_byte_us: self.first_byte_us + other.first_byte_us,
-            total_us: self.total_us + other.total_us,
-        }
-    }
-}
-
 /// A sum over those exchanges of which it is known.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counted {
@@ -135,13 +146,6 @@ impl Counted {
         if let Some(number) = number {
             self.exchanges += 1;
             self.sum = self.sum.saturating_add(number);
-        }
-    }
-
-    fn with(self, other: Self) -> Self {
-        Self {
-            exchanges: self.exchanges + other.exchanges,
-            sum: self.sum.saturating_add(other.sum),
         }
     }
 
@@ -198,8 +202,8 @@ pub struct Batch {
     pub writer: String,
     /// Rises with each batch of this process.
     pub number: u64,
-    /// Sums to add to those of before.
-    pub usage: Vec<(Key, Sums)>,
+    /// What was used.
+    pub usage: Vec<(Key, Addition)>,
     /// Tokens that were used.
     pub tokens: Vec<SeenToken>,
     /// Bridges that came, are here, or left.
@@ -230,11 +234,7 @@ impl Store {
     ///
     /// # Errors
     /// `Away`; then it may or may not be written, and is to be written again.
-    pub async fn record(&self, mut batch: Batch) -> Result<(), StoreError> {
-        // Two relays that write the same rows must not wait for each other in a circle.
-        batch.usage.sort_by(|one, other| one.0.cmp(&other.0));
-        batch.tokens.sort_by(|one, other| one.id.cmp(&other.id));
-        batch.bridges.sort_by(|one, other| one.id.cmp(&other.id));
+    pub async fn record(&self, batch: &Batch) -> Result<(), StoreError> {
         let mark = [batch.writer.as_str().into(), batch.number.into(), now().into()];
         let mut statements = vec![Statement::new(MARK, mark).must_touch()];
         let mut users: Vec<_> = batch.tokens.iter().map(|token| token.user.as_str()).collect();
@@ -242,9 +242,11 @@ impl Store {
         users.dedup();
         let see_user = |user: &str| Statement::new(SEE_USER, [user.into(), now().into()]);
         statements.extend(users.into_iter().map(see_user));
-        statements.extend(batch.tokens.iter().map(see_token));
-        statements.extend(batch.bridges.iter().map(see_bridge));
-        statements.extend(batch.usage.iter().map(add));
+        // Two relays that write the same rows must not wait for each other in a circle.
+        statements.extend(sorted(&batch.tokens, |token| &token.id).map(see_token));
+        let see_bridge = |bridge| see_bridge(bridge, &batch.writer);
+        statements.extend(sorted(&batch.bridges, |bridge| &bridge.id).map(see_bridge));
+        statements.extend(sorted(&batch.usage, |(key, _)| key).map(add));
         match self.driver.write(statements).await {
             // It stands there since the last time, whose answer was lost.
             Err(StoreError::Absent) => Ok(()),
@@ -253,7 +255,7 @@ impl Store {
     }
 
     /// A user's usage from one time to another (seconds since 1970), added up over spans of so many seconds from 1970 on (whole hours);
-    /// the first [`MOST_ROWS`] lines.
+    /// the newest [`MOST_ROWS`] lines.
     ///
     /// # Errors
     /// `Away`.
@@ -263,20 +265,42 @@ impl Store {
         rows.into_iter().map(read_used).collect()
     }
 
-    /// Forgets usage, tokens that ended and bridges that were last seen before this time, seconds since 1970.
+    /// All that together.
     ///
     /// # Errors
     /// `Away`.
-    pub async fn prune(&self, before: u64) -> Result<(), StoreError> {
-        let until = |sql| Statement::new(sql, [before.into()]);
+    pub async fn total(&self, user: &str, from: u64, to: u64) -> Result<Sums, StoreError> {
+        let rows = self
+            .driver
+            .read(Statement::new(TOTAL, [user.into(), from.into(), to.into()]))
+            .await?;
+        let mut row = rows.into_iter().next().ok_or_else(StoreError::unexpected)?;
+        read_sums(&mut row)
+    }
+
+    /// Forgets usage before the one time, and tokens that ended and bridges that were last seen before the other; seconds since 1970.
+    ///
+    /// # Errors
+    /// `Away`.
+    pub async fn prune(&self, usage: u64, traces: u64) -> Result<(), StoreError> {
+        self.until_nothing_is_left(Statement::new(PRUNE_USAGE, [usage.into()]))
+            .await?;
         let statements = vec![
-            until(PRUNE_USAGE),
-            until(PRUNE_TOKENS),
-            until(PRUNE_BRIDGES),
+            Statement::new(PRUNE_DELETED_USAGE, []),
+            Statement::new(PRUNE_TOKENS, [traces.into()]),
+            Statement::new(PRUNE_BRIDGES, [traces.into()]),
+            Statement::new(PRUNE_MANY_BRIDGES, [(MOST_BRIDGES / 2).into()]),
+            Statement::new(PRUNE_KICKS, []),
             Statement::new(PRUNE_WRITERS, [(now() - WRITER_LIFE).into()]),
         ];
         self.driver.write(statements).await
     }
+}
+
+fn sorted<T, K: Ord>(entries: &[T], key: impl Fn(&T) -> &K) -> impl Iterator<Item = &T> {
+    let mut sorted: Vec<_> = entries.iter().collect();
+    sorted.sort_by(|one, other| key(one).cmp(key(other)));
+    sorted.into_iter()
 }
 
 fn see_token(token: &SeenToken) -> Statement {
@@ -291,7 +315,7 @@ fn see_token(token: &SeenToken) -> Statement {
     Statement::new(SEE_TOKEN, values)
 }
 
-fn see_bridge(bridge: &SeenBridge) -> Statement {
+fn see_bridge(bridge: &SeenBridge, writer: &str) -> Statement {
     let values = [
         bridge.id.as_str().into(),
         bridge.user.as_str().into(),
@@ -302,19 +326,19 @@ fn see_bridge(bridge: &SeenBridge) -> Statement {
         bridge.transport.into(),
         bridge.seen.into(),
         bridge.gone.then_some(bridge.seen).into(),
-        (now() - LATE).into(),
+        writer.into(),
         MOST_BRIDGES.into(),
     ];
     Statement::new(SEE_BRIDGE, values)
 }
 
-fn add((key, sums): &(Key, Sums)) -> Statement {
+fn add((key, Addition { issued, sums }): &(Key, Addition)) -> Statement {
     let values: [Value; 18] = [
         key.hour.into(),
-        key.user.as_str().into(),
-        key.token.as_str().into(),
-        key.bridge.as_str().into(),
-        key.model.as_str().into(),
+        (&*key.user).into(),
+        (&*key.token).into(),
+        (&*key.bridge).into(),
+        (&*key.model).into(),
         sums.exchanges.into(),
         sums.errors.into(),
         sums.cancelled.into(),
@@ -327,7 +351,7 @@ fn add((key, sums): &(Key, Sums)) -> Statement {
         sums.answered.into(),
         sums.first_byte_us.into(),
         sums.total_us.into(),
-        (now() - LATE).into(),
+        issued.unwrap_or(0).into(),
     ];
     Statement::new(ADD, values)
 }

@@ -47,6 +47,8 @@ impl Postgres {
         let arguments = [
             "-D",
             cluster,
+            "-E",
+            "UTF8",
             "-N",
             "-U",
             "tunnel",

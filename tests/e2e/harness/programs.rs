@@ -289,7 +289,6 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// A folder that the program may write to.
 /// A program with nobody's rights, wherever systems keep it.
 fn as_nobody(name: &str) -> Command {
     let mut paths = format!("{}:{SERVERS}", std::env::var("PATH").unwrap_or_default());
@@ -320,6 +319,7 @@ pub(super) async fn run_as_nobody(name: &str, folder: &Path, arguments: &[&str])
     );
 }
 
+/// A folder that the program may write to.
 pub(super) fn folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     give(folder.path());

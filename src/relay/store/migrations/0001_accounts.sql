@@ -32,7 +32,9 @@ CREATE TABLE bridges (
     first_seen bigint NOT NULL,
     last_seen bigint NOT NULL,
     -- When it left; none while it is connected.
-    gone bigint
+    gone bigint,
+    -- The relay's process that saw it last.
+    relay text
 );
 
 CREATE INDEX bridges_of_user ON bridges (user_name);
