@@ -158,8 +158,13 @@ pub fn main() -> ExitCode {
 }
 
 fn parse() -> Result<Cli, clap::Error> {
-    let matches = with_environment(Cli::command()).try_get_matches()?;
+    let matches = command().try_get_matches()?;
     Cli::from_arg_matches(&matches)
+}
+
+/// The command line: all commands, their options, and each option's variable.
+pub fn command() -> Command {
+    with_environment(Cli::command())
 }
 
 /// Gives every option its variable: `TUNNEL_` and its long name.
@@ -220,7 +225,7 @@ mod tests {
 
     #[test]
     fn the_command_line_is_well_formed() {
-        with_environment(Cli::command()).debug_assert();
+        command().debug_assert();
     }
 
     #[test]
@@ -235,7 +240,7 @@ mod tests {
             }
             command.get_subcommands().for_each(look);
         }
-        look(&with_environment(Cli::command()));
+        look(&command());
     }
 
     #[test]
