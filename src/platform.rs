@@ -1,6 +1,9 @@
 //! What only some platforms can do, with a plain fallback for the others; what a service manager and a process tell each other is in
-//! [`service`].
+//! [`service`], how the manager is given a bridge to run in [`autostart`], what
+//! keeps a desktop from sleeping in [`awake`].
 
+pub mod autostart;
+pub mod awake;
 pub mod service;
 
 /// Raises the soft limit of open files to the hard one, and returns what it is then; none where there is no such limit.

@@ -3,6 +3,7 @@
 //! [`run`] never gives up for what may pass; [`Bridge::connect_once`] is one try, over the transport that [`choice`] names, and
 //! `uplink` is the link it makes. A request that arrives walks through [`local`]: [`policy`] and [`cloud`], then [`upstream`].
 
+pub mod awake;
 pub mod choice;
 pub mod cloud;
 pub mod config;

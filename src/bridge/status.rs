@@ -32,7 +32,7 @@ pub enum Phase {
 pub struct Status {
     phase: watch::Sender<Phase>,
     upstream_away: watch::Sender<bool>,
-    in_flight: AtomicU64,
+    in_flight: watch::Sender<u64>,
     done: AtomicU64,
     bytes: AtomicU64,
     round_trip_us: AtomicU64,
@@ -43,7 +43,7 @@ impl Default for Status {
         Self {
             phase: watch::Sender::new(Phase::Connecting),
             upstream_away: watch::Sender::new(false),
-            in_flight: AtomicU64::new(0),
+            in_flight: watch::Sender::new(0),
             done: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             round_trip_us: AtomicU64::new(0),
@@ -88,8 +88,13 @@ impl Status {
 
     /// An exchange begins; the returned value ends it when dropped.
     pub fn begin(self: &Arc<Self>) -> Running {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.in_flight.send_modify(|count| *count += 1);
         Running(Arc::clone(self))
+    }
+
+    /// How many exchanges are under way, and a way to wait for a change.
+    pub fn in_flight(&self) -> watch::Receiver<u64> {
+        self.in_flight.subscribe()
     }
 
     /// Notes the round trip to the relay.
@@ -101,7 +106,7 @@ impl Status {
     /// The figures now.
     pub fn figures(&self) -> Figures {
         Figures {
-            in_flight: self.in_flight.load(Ordering::Relaxed),
+            in_flight: *self.in_flight.borrow(),
             done: self.done.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
             round_trip: match self.round_trip_us.load(Ordering::Relaxed) {
@@ -125,7 +130,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.0.in_flight.send_modify(|count| *count -= 1);
         self.0.done.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -69,6 +69,16 @@ impl RelayArgs {
         }
     }
 
+    /// Whether it was said where the token comes from.
+    pub(super) fn has_token(&self) -> bool {
+        self.token("").is_ok()
+    }
+
+    /// From now on the token is in this file.
+    pub(super) fn keep_token_in(&mut self, path: PathBuf) {
+        self.token_file = Some(path);
+    }
+
     /// The token as it is now.
     pub(super) fn read_token(&self, command: &str) -> Result<Secret, Failure> {
         match self.token(command)? {

@@ -9,7 +9,9 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::access::{NetworkArgs, RelayArgs};
-use super::{Exit, Failure};
+use super::autostart::{self, AutostartArgs, Wish};
+use super::{Exit, Failure, Switch};
+use crate::bridge::awake::keep_awake;
 use crate::bridge::choice::{self, Mode, Timing};
 use crate::bridge::config::Config;
 use crate::bridge::policy::{Policy, Rule};
@@ -34,6 +36,9 @@ const REDRAW: Duration = Duration::from_millis(500);
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub struct Args {
+    // Before all others, for it looks at all of them, and each takes its own away.
+    #[command(flatten)]
+    autostart: AutostartArgs,
     #[command(flatten)]
     relay: RelayArgs,
     /// This desktop's name at the relay [default: the host name]
@@ -48,6 +53,9 @@ pub struct Args {
     /// Where this desktop keeps its identity [default: the platform's folder for state]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Keep this desktop from falling asleep by itself while a request is answered
+    #[arg(long, value_name = "WHETHER", value_enum, default_value = "on")]
+    keep_awake: Switch,
     #[command(flatten)]
     upstream: UpstreamArgs,
     #[command(flatten)]
@@ -206,6 +214,30 @@ fn read_headers(path: &Path) -> Result<HeaderMap, Failure> {
 /// # Errors
 /// [`Failure`] with its exit code.
 pub fn main(args: Args, bars: &MultiProgress) -> Result<(), Failure> {
+    match args.autostart.wish() {
+        None => run(args, bars),
+        Some(Wish::Install) => install(args),
+        Some(Wish::Uninstall) => autostart::uninstall(),
+    }
+}
+
+/// Has the system run it, with settings that were looked at first.
+fn install(mut args: Args) -> Result<(), Failure> {
+    let place = autostart::token_file()?;
+    // One that was put there before, and renewed since, is as good.
+    let token = if !args.relay.has_token() && place.exists() {
+        None
+    } else {
+        Some(args.relay.read_token("bridge")?)
+    };
+    args.relay.keep_token_in(place);
+    let autostart = std::mem::take(&mut args.autostart);
+    Config::try_from(args)?;
+    autostart.install(token.as_ref())
+}
+
+fn run(args: Args, bars: &MultiProgress) -> Result<(), Failure> {
+    let awake = args.keep_awake == Switch::On;
     let config = Config::try_from(args)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -219,6 +251,7 @@ pub fn main(args: Args, bars: &MultiProgress) -> Result<(), Failure> {
         tokio::select! {
             ended = bridge::run(config, Arc::clone(&status), shutdown.clone()) => ended.map_err(explain),
             never = show(&status, &relay, bars) => match never {},
+            never = keep_awake(&status), if awake => match never {},
         }
     })
 }

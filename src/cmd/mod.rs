@@ -2,6 +2,7 @@
 
 mod access;
 mod accounts;
+mod autostart;
 mod backup;
 pub mod bench;
 pub mod bridge;
@@ -199,6 +200,13 @@ fn tell(words: &str) {
     if telemetry::is_for_people() {
         eprintln!("{words}");
     }
+}
+
+/// Whether something is wanted that is wanted by most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 /// Prints a result.

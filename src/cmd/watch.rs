@@ -9,7 +9,7 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 
 use super::relay::address;
-use super::{Failure, tell};
+use super::{Failure, Switch, tell};
 use crate::relay::access::Log;
 use crate::relay::{Relay, metrics};
 use crate::telemetry::{self, LogFormat};
@@ -26,12 +26,6 @@ pub(super) struct WatchArgs {
     /// Tell of each request in one line of the log, when it is over
     #[arg(long, value_name = "WHETHER", value_enum, default_value = "on")]
     access_log: Switch,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Switch {
-    On,
-    Off,
 }
 
 impl WatchArgs {

@@ -13,6 +13,10 @@ mod harness;
 mod accounts;
 #[cfg(target_os = "linux")]
 mod acme;
+#[cfg(target_os = "linux")]
+mod autostart;
+#[cfg(target_os = "linux")]
+mod awake;
 mod bench;
 mod breaking;
 mod corporate;

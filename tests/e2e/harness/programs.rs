@@ -4,7 +4,7 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -331,6 +331,17 @@ pub(super) fn write(folder: &Path, name: &str, text: &str) -> String {
     fs::write(&path, text).unwrap();
     give(&path);
     path.to_str().unwrap().to_owned()
+}
+
+/// A program of this name that does this, in a folder for `PATH`.
+pub(crate) fn script(folder: &Path, name: &str, body: &str) {
+    fs::create_dir_all(folder).unwrap();
+    let path = folder.join(name);
+    // Written under another name first: a file that is being written cannot be run.
+    let fresh = folder.join(format!("{name}.new"));
+    fs::write(&fresh, format!("#!/bin/sh\n{body}\n")).unwrap();
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::rename(&fresh, &path).unwrap();
 }
 
 pub(super) fn give(path: &Path) {
