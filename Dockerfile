@@ -14,7 +14,7 @@ COPY --from=builder --chown=65532:65532 /out/data /data
 USER 65532:65532
 ENV TUNNEL_DATA_DIR=/data TUNNEL_STATE_DIR=/data
 VOLUME /data
-EXPOSE 8080
+EXPOSE 8080 8443
 # Of a relay; a bridge needs none.
 HEALTHCHECK --interval=30s --timeout=15s --start-period=5s CMD ["/tunnel", "probe", "--health", "--timeout", "10s"]
 ENTRYPOINT ["/tunnel"]

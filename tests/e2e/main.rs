@@ -19,8 +19,12 @@ mod autostart;
 mod awake;
 mod bench;
 mod breaking;
+#[cfg(target_os = "linux")]
+mod compose;
 mod corporate;
 mod cors;
+#[cfg(target_os = "linux")]
+mod deploy;
 mod desktops;
 mod draining;
 mod early;

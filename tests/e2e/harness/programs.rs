@@ -285,7 +285,7 @@ async fn tinyproxy(address: SocketAddr, folder: TempDir) -> Program {
     Program::start("tinyproxy", address, folder, &["-d", "-c", &config]).await
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 

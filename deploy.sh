@@ -1,0 +1,241 @@
+#!/bin/sh
+# Starts the relay of compose.yaml on this machine, or brings it up to date: settings, secrets, certificate, health, tokens.
+set -eu
+cd "$(dirname "$0")"
+
+usage() {
+    cat <<'END'
+Usage: ./deploy.sh [options] [DOMAIN]
+
+Starts the relay of compose.yaml at https://DOMAIN, or brings it up to date. The first time, DOMAIN is
+needed; it is then kept in .env, and secrets are made in the folder secrets.
+
+  --email ADDRESS   where the CA may write to (the first time)
+  --user NAME       whose tokens are made the first time [default: me]
+  --staging         try it out at Let's Encrypt's staging CA: no limits to speak of, trusted by nobody
+  --skip-dns        do not look whether DOMAIN leads to this machine
+END
+}
+
+fail() {
+    echo "deploy.sh: $*" >&2
+    exit 1
+}
+
+wrong_usage() {
+    echo "deploy.sh: $*" >&2
+    usage >&2
+    exit 2
+}
+
+step() {
+    echo "==> $*"
+}
+
+check_docker() {
+    command -v docker >/dev/null || fail "Docker is needed: https://docs.docker.com/engine/install"
+    docker compose version >/dev/null 2>&1 ||
+        fail "Docker's plugin for Compose is needed: https://docs.docker.com/compose/install/linux"
+    docker info >/dev/null 2>&1 ||
+        fail "Docker does not answer: start it, or run this as root or as a user of the group docker"
+}
+
+# What .env has for a name.
+setting() {
+    sed -n "s/^$1=//p" .env | tail -n 1
+}
+
+settle_settings() {
+    if [ -f .env ]; then
+        known=$(setting TUNNEL_DOMAIN)
+        [ -n "$known" ] || fail ".env has no TUNNEL_DOMAIN: put it there, as .env.example has it"
+        [ -z "$domain" ] || [ "$domain" = "$known" ] ||
+            fail ".env has TUNNEL_DOMAIN=$known, not $domain: change it there if the relay is to have another name"
+        domain=$known
+        return
+    fi
+    [ -n "$domain" ] || wrong_usage "which name leads to this machine? As in: ./deploy.sh relay.example.com"
+    case $domain in
+        *[!A-Za-z0-9.-]* | [.-]* | *.) wrong_usage "'$domain' is no name of a machine" ;;
+    esac
+    step "writing .env"
+    (
+        umask 077
+        echo "TUNNEL_DOMAIN=$domain"
+        [ -z "$email" ] || echo "TUNNEL_ACME_EMAIL=$email"
+    ) >.env
+    chmod 600 .env
+}
+
+own_addresses() {
+    ip -o addr show scope global 2>/dev/null | awk '{ sub("/.*", "", $4); print $4 }'
+    hostname -I 2>/dev/null | tr ' ' '\n'
+}
+
+# Behind a router, or in a cloud, others see the machine under an address that it does not know.
+public_addresses() {
+    for service in https://api.ipify.org https://api6.ipify.org; do
+        curl --silent --fail --max-time 5 "$service" && echo
+    done
+}
+
+# Whether each line of $1 stands in $2, too.
+all_in() {
+    for address in $1; do
+        echo "$2" | grep -qxF "$address" || return 1
+    done
+}
+
+in_line() {
+    echo "$1" | xargs
+}
+
+check_dns() {
+    step "looking where $domain leads"
+    command -v getent >/dev/null || fail "cannot look (there is no getent here); if it leads here, add --skip-dns"
+    addresses=$(getent ahosts "$domain" | awk '{ print $1 }' | sort -u)
+    [ -n "$addresses" ] || fail "$domain is in no DNS yet: make an A record (and AAAA, if there is IPv6) that leads to this machine"
+    own=$(own_addresses) || true
+    all_in "$addresses" "$own" && return
+    own=$(printf '%s\n' "$own" && public_addresses) || true
+    all_in "$addresses" "$own" && return
+    fail "$domain leads to $(in_line "$addresses"), and not all of that is this machine ($(in_line "$own")).
+The CA would look there: mend the DNS. If something there forwards ports 443 and 80 to here, add --skip-dns"
+}
+
+random() {
+    od -An -N32 -tx1 /dev/urandom | tr -d ' \n'
+}
+
+make_secrets() {
+    mkdir -p secrets
+    chmod 700 secrets
+    if [ ! -s secrets/database-password ]; then
+        if docker volume inspect tunnel_database >/dev/null 2>&1; then
+            fail "there is a database, but not its password: bring secrets/database-password back from a backup"
+        fi
+        step "making the database's password"
+        (umask 077 && random >secrets/database-password.new)
+        mv secrets/database-password.new secrets/database-password
+    fi
+    if [ ! -s secrets/database-url ]; then
+        (umask 077 && echo "postgres://tunnel:$(cat secrets/database-password)@postgres/tunnel" >secrets/database-url.new)
+        # The relay's numeric user reads it in its container; here, nobody else gets into the folder.
+        chmod 444 secrets/database-url.new
+        mv secrets/database-url.new secrets/database-url
+    fi
+}
+
+image() {
+    docker image inspect --format '{{.Id}}' tunnel 2>/dev/null || true
+}
+
+start() {
+    step "building"
+    before=$(image)
+    docker compose build --pull relay
+    if [ -n "$before" ] && [ "$before" != "$(image)" ]; then
+        docker image tag "$before" tunnel:previous
+    fi
+    step "starting"
+    if ! docker compose up --detach --wait --wait-timeout 300 relay; then
+        docker compose logs --tail 30 postgres relay >&2
+        fail "it does not become healthy; its last words are above"
+    fi
+}
+
+has_certificate() {
+    if [ -n "$staging" ]; then
+        docker compose logs relay 2>/dev/null | grep -q 'certificate in use'
+    else
+        docker compose exec -T relay /tunnel probe --health "https://$domain" >/dev/null 2>&1
+    fi
+}
+
+await_certificate() {
+    step "waiting for the certificate"
+    tries=0
+    until has_certificate; do
+        tries=$((tries + 1))
+        if [ "$tries" -ge 40 ]; then
+            docker compose logs --tail 30 relay >&2
+            fail "https://$domain cannot be reached yet; what the log above says is explained in docs/operations.md.
+Ports 443 and 80 must reach this machine. Until it works, try with --staging: the CA counts what fails"
+        fi
+        sleep 3
+    done
+}
+
+token() {
+    docker compose exec -T relay /tunnel relay token "$@"
+}
+
+probe() {
+    step "checking it from end to end"
+    TUNNEL_TOKEN=$(token --user deploy --expires 15m) || return
+    export TUNNEL_TOKEN
+    docker compose run --rm --no-deps -T -e TUNNEL_TOKEN relay probe --relay "https://$domain"
+}
+
+tell() {
+    echo
+    echo "The relay runs at https://$domain."
+    if [ -e secrets/tokens-made ]; then
+        echo "A token for another desktop: docker compose exec relay /tunnel relay token --user NAME --scope bridge"
+        return
+    fi
+    for_bridge=$(token --user "$user" --scope bridge)
+    for_clients=$(token --user "$user" --scope api)
+    : >secrets/tokens-made
+    echo
+    echo "On the desktop (with --install it runs by itself from then on):"
+    echo "  TUNNEL_TOKEN=$for_bridge tunnel bridge --relay https://$domain"
+    echo "For clients, the base URL https://$domain, or https://$domain/v1 for OpenAI's, with this key:"
+    echo "  $for_clients"
+}
+
+domain='' email='' user=me staging='' skip_dns=''
+while [ $# -gt 0 ]; do
+    case $1 in
+        --email | --user)
+            [ $# -ge 2 ] || wrong_usage "$1 needs a value"
+            case $1 in
+                --email) email=$2 ;;
+                --user) user=$2 ;;
+            esac
+            shift
+            ;;
+        --staging) staging=1 ;;
+        --skip-dns) skip_dns=1 ;;
+        -h | --help)
+            usage
+            exit
+            ;;
+        -*) wrong_usage "there is no option $1" ;;
+        *)
+            [ -z "$domain" ] || wrong_usage "one name, please"
+            domain=$1
+            ;;
+    esac
+    shift
+done
+
+check_docker
+settle_settings
+[ -n "$skip_dns" ] || check_dns
+make_secrets
+if [ -n "$staging" ]; then
+    export TUNNEL_ACME_STAGING=1
+fi
+start
+await_certificate
+if [ -n "$staging" ]; then
+    step "it works: run this again without --staging for a certificate that is trusted"
+    exit
+fi
+if probe; then
+    tell
+else
+    tell
+    fail "the relay runs, but the check found what stands above"
+fi
