@@ -47,7 +47,7 @@ fn page() -> String {
     writeln!(page, "\n## Every command").unwrap();
     write_options(&mut page, &root);
     for command in shown(&root) {
-        write_command(&mut page, command, "tunnel", &[]);
+        write_command(&mut page, command, "tunnel", "");
     }
     page
 }
@@ -56,21 +56,26 @@ fn shown(command: &Command) -> impl Iterator<Item = &Command> {
     command.get_subcommands().filter(|command| !command.is_hide_set())
 }
 
-/// A command and those below it; `from_above` are the options that it has from the commands above.
-fn write_command(page: &mut String, command: &Command, above: &str, from_above: &[String]) {
+/// A command and those below it; `from_above` tells which options it has from the commands above.
+fn write_command(page: &mut String, command: &Command, above: &str, from_above: &str) {
     let name = format!("{above} {}", command.get_name());
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
-    writeln!(page, "\n## {name}\n\n{about}.").unwrap();
-    if !from_above.is_empty() {
-        writeln!(page, "It also has {} of `{above}`.", from_above.join(" and ")).unwrap();
-    }
+    writeln!(page, "\n## {name}\n\n{about}.{from_above}").unwrap();
     write_options(page, command);
     let global = command
         .get_arguments()
         .filter(|arg| arg.is_global_set() && is_shown(arg));
-    let global: Vec<_> = global.map(|arg| format!("`{}`", option(arg))).collect();
+    let global: Vec<_> = global
+        .filter_map(|arg| arg.get_long())
+        .map(|long| format!("`--{long}`"))
+        .collect();
+    let for_below = if global.is_empty() {
+        from_above.to_owned()
+    } else {
+        format!("{from_above}\nIt also takes {}, as `{name}` does.", global.join(", "))
+    };
     for below in shown(command) {
-        write_command(page, below, &name, &global);
+        write_command(page, below, &name, &for_below);
     }
 }
 
@@ -115,6 +120,8 @@ fn row(arg: &Arg) -> String {
         .collect();
     let default = if takes_value(arg) && !default.is_empty() {
         format!("`{}`", default.join(","))
+    } else if arg.is_required_set() {
+        "must be given".to_owned()
     } else {
         told
     };
@@ -134,7 +141,7 @@ fn takes_value(arg: &Arg) -> bool {
     matches!(arg.get_action(), ArgAction::Set | ArgAction::Append)
 }
 
-/// As it is typed: `-q, --quiet`, `--listen ADDR`.
+/// As it is typed: `-q, --quiet`, `--listen ADDR`, `FILE`.
 fn option(arg: &Arg) -> String {
     let short = arg.get_short().map(|short| format!("-{short}, ")).unwrap_or_default();
     let long = arg.get_long().map(|long| format!("--{long}")).unwrap_or_default();
@@ -144,7 +151,7 @@ fn option(arg: &Arg) -> String {
     if optional && takes_value(arg) {
         format!("{short}{long} [{}]", values.trim())
     } else {
-        format!("{short}{long}{values}")
+        format!("{short}{long}{values}").trim_start().to_owned()
     }
 }
 

@@ -114,7 +114,8 @@ impl Service {
             .chain(&mut self.health)
             .chain(self.variables.values_mut());
         for word in words {
-            for (there, here) in places {
+            // The first that fits: /database-url is not in /data.
+            if let Some((there, here)) = places.iter().find(|(there, _)| word.contains(there)) {
                 *word = word.replace(there, here);
             }
         }
@@ -217,6 +218,8 @@ async fn relay_and_desktop_of_compose_run_as_the_user_of_the_image_and_carry_a_r
     let words = ["relay", "token", "--user", "ann"].map(str::to_owned);
     let token = run(relay.command(&machine.program(), &words)).await;
     assert_eq!((token.code, token.errors.as_str()), (Some(0), ""));
+    // It is in the database that the secret leads to.
+    assert!(!data.join("relay.db").exists());
 
     let bridge = Service::read("bridge", &settings);
     let state = machine.volume("desktop", bridge.user);
@@ -262,6 +265,23 @@ fn what_runs_for_long_is_bounded_and_has_time_to_stop() {
             assert_eq!(service["read_only"].as_bool(), Some(true), "{name}");
             assert_eq!(strings(&service["cap_drop"]), ["ALL"], "{name}");
         }
+    }
+}
+
+#[test]
+fn the_program_knows_every_variable_that_compose_gives_it() {
+    fn known(command: &clap::Command) -> Vec<String> {
+        let own = command
+            .get_arguments()
+            .filter_map(|arg| Some(arg.get_env()?.to_str()?.to_owned()));
+        own.chain(command.get_subcommands().flat_map(known)).collect()
+    }
+    let known = known(&tunnel::cmd::command());
+    let file = read("compose.yaml");
+    let file = Yaml::load_from_str(&file).unwrap();
+    let given = file[0]["services"]["relay"]["environment"].as_mapping().unwrap();
+    for name in given.keys().map(|name| name.as_str().unwrap()) {
+        assert!(known.iter().any(|known| known == name), "{name}");
     }
 }
 
