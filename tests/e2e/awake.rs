@@ -10,7 +10,7 @@ use tunnel::transport::full;
 use crate::harness::bridge::Transport;
 use crate::harness::process::{Process, command};
 use crate::harness::programs::script;
-use crate::harness::{Caller, TestRelay, Upstream, chunk, on_each_transport, text, until};
+use crate::harness::{Caller, TestRelay, Upstream, chunk, on_each_transport, ready, text, until};
 
 struct Desk {
     folder: TempDir,
@@ -44,6 +44,7 @@ impl Desk {
             .env("TUNNEL_TOKEN", relay.token("ann"));
         let mut bridge = Process::start(command);
         bridge.error_line("connected").await;
+        ready(&relay, "ann").await;
         Self {
             folder,
             relay,
