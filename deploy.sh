@@ -119,7 +119,7 @@ make_secrets() {
         mv secrets/database-password.new secrets/database-password
     fi
     if [ ! -s secrets/database-url ]; then
-        (umask 077 && echo "postgres://tunnel:$(cat secrets/database-password)@postgres/tunnel" >secrets/database-url.new)
+        (umask 077 && echo "postgres://tunnel:$(cat secrets/database-password)@postgres/tunnel?sslmode=disable" >secrets/database-url.new)
         # The relay's numeric user reads it in its container; here, nobody else gets into the folder.
         chmod 444 secrets/database-url.new
         mv secrets/database-url.new secrets/database-url

@@ -143,7 +143,7 @@ async fn the_first_run_needs_a_name_and_ends_with_what_to_start_on_the_desktop()
     assert!(password.len() == 64 && password.bytes().all(|b| b.is_ascii_hexdigit()));
     assert_eq!(
         server.read("secrets/database-url"),
-        format!("postgres://tunnel:{password}@postgres/tunnel\n")
+        format!("postgres://tunnel:{password}@postgres/tunnel?sslmode=disable\n")
     );
     // The relay's numeric user reads the URL in its container, and nobody here gets into the folder.
     let modes = [
