@@ -281,6 +281,9 @@ impl Keeper {
     fn note_reading(&self, outcome: &Result<(), StoreError>) {
         match changed(&mut lock(&self.0.trouble).reading, outcome) {
             Some(Ok(())) => tracing::info!("the database is back"),
+            Some(Err(error)) if self.store().is_none() => {
+                tracing::warn!(%error, "the database is away; nobody is let in until it is there");
+            }
             Some(Err(error)) => tracing::warn!(%error, "the database is away; what was known before goes on"),
             None => {}
         }
