@@ -1,7 +1,12 @@
 //! What is seen of a relay's work: metrics that say what callers did, a line for each exchange, and no secret in either.
 
+use std::time::Duration;
+
 use http::{Request, Response};
+use tunnel::relay::auth::tokens::Tokens;
+use tunnel::relay::keeper::Keeper;
 use tunnel::relay::proxies::Proxies;
+use tunnel::relay::store::StoreConfig;
 use tunnel::relay::tls::Tls;
 use tunnel::transport::{Body, empty, full};
 
@@ -9,9 +14,10 @@ use crate::harness::bridge::Transport;
 use crate::harness::caller::Raw;
 #[cfg(target_os = "linux")]
 use crate::harness::process::{Process, command};
+use crate::harness::relay::SECRET;
 use crate::harness::tls::Authority;
 use crate::harness::watch::Watched;
-use crate::harness::{Caller, Path, Upstream, chunk, get, on_each_transport, text, until};
+use crate::harness::{Caller, PATIENCE, Path, Upstream, chunk, get, on_each_transport, text, until};
 
 async fn path(transport: Transport) -> (Path, Watched) {
     let (relay, watched) = Watched::start(|_| {}).await;
@@ -358,10 +364,16 @@ fn names_in(text: &str) -> impl Iterator<Item = &str> {
 async fn what_is_written_of_metrics_is_true() {
     let folder = tempfile::tempdir().unwrap();
     let (certificate, key) = Authority::named("Test CA").write(folder.path(), &["localhost"], |_| {});
-    let (_relay, watched) =
-        Watched::start(|config| config.tls = Some(Tls::from_files(certificate, key).unwrap())).await;
+    let store = StoreConfig::Sqlite(folder.path().join("relay.db"));
+    let keeper = Keeper::begin(store, Duration::from_secs(3600), &Tokens::new(SECRET), PATIENCE).await;
+    let (_relay, watched) = Watched::start(|config| {
+        config.tls = Some(Tls::from_files(certificate, key).unwrap());
+        config.keeper = Some(keeper.unwrap());
+    })
+    .await;
     let page = watched.page().await;
     assert!(page.sum("tunnel_tls_certificate_left_seconds", &[]) > 0.0);
+    assert_eq!(page.sum("tunnel_store_up", &[]), 1.0);
     let names = page.names();
 
     let dashboard = include_str!("../../docs/deploy/grafana-dashboard.json");
