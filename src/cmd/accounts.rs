@@ -53,6 +53,7 @@ enum TokenCommand {
     /// Take a token back: what goes on with it is cut
     Revoke {
         /// The token's id, as the list shows it
+        #[arg(allow_hyphen_values = true)]
         id: String,
     },
 }
@@ -231,6 +232,7 @@ pub(super) fn user(command: &UserCommand, data: &SecretArgs, database: &Database
             })
         }
         UserCommand::Enable { name } => database.with_store(data, async |store| {
+            tell_unknown(&store, name).await?;
             already(store.enable(name).await, "is not disabled", name)
         }),
         UserCommand::Delete { name } => {

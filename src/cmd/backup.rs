@@ -24,6 +24,8 @@ use crate::relay::store::archive::Entry;
 const FORMAT: u32 = 1;
 /// Entries that wait to be written.
 const WAITING: usize = 256;
+/// Entries that are put into the database at once.
+const BATCH: usize = 1000;
 /// A file of the data folder that is larger is none of ours, octets.
 const LARGEST: u64 = 1024 * 1024;
 
@@ -131,49 +133,76 @@ fn unwritable(path: &Path) -> String {
     format!("cannot write {}", path.display())
 }
 
-/// What stands in a backup.
-#[derive(Default)]
-struct Content {
-    files: Vec<(String, Vec<u8>)>,
-    entries: Vec<Entry>,
-}
-
 /// `tunnel relay restore`.
 pub(super) fn restore(path: &Path, data: &SecretArgs, database: &DatabaseArgs) -> Result<(), Failure> {
-    let content = read(path)?;
+    // All of it is looked at before anything is changed.
     let mut places = Vec::new();
-    for (name, content) in &content.files {
-        let place = data.place_of(name)?;
-        if place.exists() {
-            return Err(overwriting(&place.display()));
+    let mut entries = 0;
+    read(path, |line| {
+        match line {
+            Line::File { name, content } => {
+                let content = BASE64.decode(content).map_err(|_| wrong(path, "is damaged"))?;
+                let place = data.place_of(&name)?;
+                if place.exists() {
+                    return Err(overwriting(&place.display()));
+                }
+                places.push((place, content));
+            }
+            Line::Entry { .. } => entries += 1,
+            Line::Backup { .. } | Line::End { .. } => {}
         }
-        places.push((place, content));
-    }
+        Ok(())
+    })?;
     database.with_store(data, async |store| {
         if !store.is_empty().await? {
             return Err(overwriting(&"the database"));
         }
         let restored = match write_files(&places) {
-            Ok(()) => store.load(&content.entries).await.map_err(Failure::from),
+            Ok(()) => load(path, &store).await,
             failed => failed,
         };
         if restored.is_err() {
-            // As it was before: none of them was there.
+            // As it was before: nothing of it was there.
             for (place, _) in &places {
                 let _ = std::fs::remove_file(place);
             }
+            store.clear().await?;
         }
         restored
     })?;
     tell(&format!(
-        "Brought back {} files and {} entries of the database. Start the relay with the same options.",
-        content.files.len(),
-        content.entries.len()
+        "Brought back {} files and {entries} entries of the database. Start the relay with the same options.",
+        places.len()
     ));
     Ok(())
 }
 
-fn write_files(places: &[(PathBuf, &Vec<u8>)]) -> Result<(), Failure> {
+/// Puts the entries of a backup into the database, some at a time.
+async fn load(path: &Path, store: &Store) -> Result<(), Failure> {
+    let (sender, mut batches) = mpsc::channel(1);
+    let path = path.to_owned();
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut batch = Vec::new();
+        read(&path, |line| {
+            if let Line::Entry { table, row } = line {
+                batch.push(Entry { table, row });
+            }
+            if batch.len() >= BATCH && sender.blocking_send(std::mem::take(&mut batch)).is_err() {
+                return Err(anyhow::anyhow!("the database took no more").into());
+            }
+            Ok(())
+        })?;
+        // Whoever takes no more knows why.
+        let _ = sender.blocking_send(batch);
+        Ok::<_, Failure>(())
+    });
+    while let Some(batch) = batches.recv().await {
+        store.load(&batch).await?;
+    }
+    reading.await.context("the backup could not be read")?
+}
+
+fn write_files(places: &[(PathBuf, Vec<u8>)]) -> Result<(), Failure> {
     for (place, content) in places {
         if let Some(folder) = place.parent() {
             files::make_private_folder(folder).with_context(|| unwritable(folder))?;
@@ -189,36 +218,36 @@ fn overwriting(what: &dyn std::fmt::Display) -> Failure {
     ))
 }
 
-fn read(path: &Path) -> Result<Content, Failure> {
+fn wrong(path: &Path, what: &str) -> Failure {
+    Failure::usage(format!("{} {what}", path.display()))
+}
+
+/// Goes through all lines between the first and the last, which say that it is a backup and is whole.
+fn read(path: &Path, mut each: impl FnMut(Line) -> Result<(), Failure>) -> Result<(), Failure> {
     let file = File::open(path).map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
-    let wrong = |what: &str| Failure::usage(format!("{} {what}", path.display()));
     let mut lines = BufReader::new(file).lines().map(|line| {
         let line = line.with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_str(&line).map_err(|_| wrong("is no backup of a relay, or is damaged"))
+        serde_json::from_str(&line).map_err(|_| wrong(path, "is no backup of a relay, or is damaged"))
     });
     match lines.next().transpose()? {
         Some(Line::Backup { format: FORMAT, .. }) => {}
         Some(Line::Backup { version, .. }) => {
             let version = version.escape_debug();
-            return Err(wrong(&format!(
-                "was made by a newer release ({version}): restore it with that one"
-            )));
+            let words = format!("was made by a newer release ({version}): restore it with that one");
+            return Err(wrong(path, &words));
         }
-        _ => return Err(wrong("is no backup of a relay")),
+        _ => return Err(wrong(path, "is no backup of a relay")),
     }
-    let mut content = Content::default();
+    let (mut files_read, mut entries_read) = (0, 0);
     for line in lines {
-        match line? {
-            Line::File { name, content: text } => {
-                let octets = BASE64.decode(text).map_err(|_| wrong("is damaged"))?;
-                content.files.push((name, octets));
-            }
-            Line::Entry { table, row } => content.entries.push(Entry { table, row }),
-            Line::End { files, entries } if (files, entries) == (content.files.len(), content.entries.len()) => {
-                return Ok(content);
-            }
-            Line::End { .. } | Line::Backup { .. } => return Err(wrong("is damaged")),
+        let line = line?;
+        match &line {
+            Line::File { .. } => files_read += 1,
+            Line::Entry { .. } => entries_read += 1,
+            Line::End { files, entries } if (*files, *entries) == (files_read, entries_read) => return Ok(()),
+            Line::End { .. } | Line::Backup { .. } => return Err(wrong(path, "is damaged")),
         }
+        each(line)?;
     }
-    Err(wrong("is not whole: its end is missing"))
+    Err(wrong(path, "is not whole: its end is missing"))
 }

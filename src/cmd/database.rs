@@ -39,13 +39,21 @@ struct Options {
     #[arg(long, global = true, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(2..=256))]
     database_pool: u16,
     /// How long the PostgreSQL may take to answer
-    #[arg(long, global = true, value_name = "TIME", default_value = "5s", value_parser = duration)]
+    #[arg(long, global = true, value_name = "TIME", default_value = "5s", value_parser = patience)]
     database_timeout: Duration,
 }
 
 /// The options of the database.
 #[derive(Debug, Clone)]
 pub(super) struct DatabaseArgs(Options);
+
+fn patience(text: &str) -> Result<Duration, String> {
+    let time = duration(text)?;
+    let sensible = (Duration::from_millis(100)..=Duration::from_secs(600)).contains(&time);
+    sensible
+        .then_some(time)
+        .ok_or_else(|| "it is from 100ms to 10m".to_owned())
+}
 
 fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
     Ok(Secret::new(text))

@@ -94,6 +94,7 @@ enum RelayCommand {
     /// Disconnect a bridge once; it may come back
     Kick {
         /// Its name, USER/NAME, or its id
+        #[arg(allow_hyphen_values = true)]
         bridge: String,
     },
     /// Write all that makes this relay what it is to a file: secrets, certificates, the database; while it runs

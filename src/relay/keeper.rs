@@ -196,9 +196,8 @@ impl Keeper {
         loop {
             let written = self.write_once(store, relay).await;
             let pause = match &written {
-                // There may be more.
-                Ok(true) => Duration::from_millis(1),
-                Ok(false) => WRITE,
+                Ok(_) if relay.ledger.is_full() => Duration::ZERO,
+                Ok(_) => WRITE,
                 Err(_) => AWAY,
             };
             self.note_writing(&written.map(drop));

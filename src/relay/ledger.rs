@@ -143,6 +143,11 @@ impl Ledger {
         waiting.since.get_or_insert_with(Instant::now);
     }
 
+    /// Whether it holds more than is taken out at once.
+    pub fn is_full(&self) -> bool {
+        self.lock().sums.len() > BATCH
+    }
+
     /// Takes a part of it out, and tells since when the oldest has waited.
     pub fn take(&self) -> (Vec<(Key, Addition)>, Vec<SeenBridge>, Option<Instant>) {
         let mut waiting = self.lock();

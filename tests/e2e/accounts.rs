@@ -17,7 +17,7 @@ use crate::harness::accounts::{Database, EACH, Site, id_of};
 use crate::harness::bridge::Transport;
 use crate::harness::process::Process;
 use crate::harness::relay::token_for;
-use crate::harness::{TestBridge, Upstream, chunk, on_each_transport, text, within};
+use crate::harness::{TestBridge, Upstream, chunk, json, on_each_transport, text, within};
 
 /// What a relay that runs may take to notice.
 const NOTICED: Duration = Duration::from_secs(1);
@@ -206,9 +206,13 @@ async fn a_deleted_user_is_forgotten_and_may_come_back() {
         let desktop = bridge(&site, &upstream, &ann, Transport::Ws).await;
         answered(&site, &ann, 200).await;
         site.used(&ann, 1).await;
+        let renewed = json(site.caller(&ann).await.post("/-/token/renew", "").await).await;
+        let renewed = renewed["token"].as_str().unwrap();
         site.output(&["user", "delete", "ann"]).await;
         desktop.disconnected().await;
-        assert_eq!(site.status(&ann).await, 401);
+        for token in [&ann, renewed] {
+            assert_eq!(site.status(token).await, 401);
+        }
         assert_eq!(site.list(&["user", "list"]).await.len(), 0);
         let again = site.token("ann").await;
         answered(&site, &again, 503).await;

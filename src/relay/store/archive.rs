@@ -150,7 +150,16 @@ impl Store {
         Ok(count == 0)
     }
 
-    /// Puts entries in, all or none of them.
+    /// Takes everything out again that was put in.
+    ///
+    /// # Errors
+    /// `Away`.
+    pub async fn clear(&self) -> Result<(), StoreError> {
+        let clear = |table: &Table| Statement::new(format!("DELETE FROM {}", table.name), []);
+        self.driver.write(TABLES.iter().map(clear).collect()).await
+    }
+
+    /// Puts entries in, all of these or none.
     ///
     /// # Errors
     /// `Settings` for what no release up to this one wrote, `Away`.

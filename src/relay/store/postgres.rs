@@ -76,15 +76,19 @@ impl Postgres {
     }
 
     async fn connection(&self) -> Result<Object, StoreError> {
-        self.pool.get().await.map_err(|error| {
-            let why = match &error {
-                PoolError::Timeout(TimeoutType::Wait) => "all its connections are busy".to_owned(),
-                PoolError::Timeout(_) => "it does not answer in time".to_owned(),
-                PoolError::Backend(error) => words(error),
-                error => error.to_string(),
-            };
-            StoreError::Away(format!("cannot connect to PostgreSQL at {}: {why}", self.place))
+        self.pool.get().await.map_err(|error| match error {
+            PoolError::Timeout(TimeoutType::Wait) => self.away("all its connections are busy"),
+            PoolError::Timeout(_) => self.away("it does not answer in time"),
+            PoolError::Backend(error) => match StoreError::from(error) {
+                StoreError::Away(why) => self.away(&why),
+                error => error,
+            },
+            error => self.away(&error.to_string()),
         })
+    }
+
+    fn away(&self, why: &str) -> StoreError {
+        StoreError::Away(format!("cannot connect to PostgreSQL at {}: {why}", self.place))
     }
 
     /// Gives the work a connection. One on which it did not end in time is not used again.
@@ -257,7 +261,10 @@ impl From<tokio_postgres::Error> for StoreError {
     fn from(error: tokio_postgres::Error) -> Self {
         // Data exceptions, violated constraints, limits: the same again would be refused again (PostgreSQL, appendix A).
         let is_ours = |code: &str| ["22", "23", "54"].iter().any(|class| code.starts_with(class));
+        // Who is not let in, and what is not there or not allowed, is so again the next time.
+        let is_setting = |code: &str| code.starts_with("28") || matches!(code, "3D000" | "42501");
         match error.code() {
+            Some(code) if is_setting(code.code()) => Self::Settings(format!("PostgreSQL: {}", words(&error))),
             Some(code) if is_ours(code.code()) => Self::Rejected(words(&error)),
             _ => Self::Away(words(&error)),
         }

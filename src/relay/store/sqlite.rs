@@ -68,7 +68,8 @@ where
 }
 
 fn open(path: &Path) -> Result<Connection, StoreError> {
-    let unusable = |error: &dyn std::fmt::Display| StoreError::Away(format!("cannot use {}: {error}", path.display()));
+    let unusable =
+        |error: &dyn std::fmt::Display| StoreError::Settings(format!("cannot use {}: {error}", path.display()));
     // Nobody else may read who uses what.
     match files::create_for_owner(path, b"") {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(unusable(&error)),
@@ -84,9 +85,9 @@ fn open(path: &Path) -> Result<Connection, StoreError> {
         connection.pragma_update(None, "secure_delete", true)?;
         Ok(connection)
     };
-    prepare().map_err(|error: rusqlite::Error| match StoreError::from(error) {
-        StoreError::Away(why) => unusable(&why),
-        error => error,
+    prepare().map_err(|error: rusqlite::Error| match error.sqlite_error_code() {
+        Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => unusable(&error),
+        _ => StoreError::from(error),
     })
 }
 

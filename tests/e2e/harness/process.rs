@@ -6,12 +6,14 @@ use std::process::Stdio;
 
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use super::within;
 
 pub(crate) struct Process {
     child: Child,
-    errors: Lines<BufReader<ChildStderr>>,
+    /// Its standard error, always read on: who is not read stands still once the pipe is full.
+    errors: UnboundedReceiver<String>,
     output: Lines<BufReader<ChildStdout>>,
 }
 
@@ -48,10 +50,22 @@ pub(crate) async fn run(mut command: Command) -> Ended {
     }
 }
 
+fn read_on(stream: ChildStderr) -> UnboundedReceiver<String> {
+    let (sender, lines) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let mut stream = BufReader::new(stream).lines();
+        while let Ok(Some(line)) = stream.next_line().await {
+            // Read on, whether or not somebody looks at it.
+            let _ = sender.send(line);
+        }
+    });
+    lines
+}
+
 impl Process {
     pub(crate) fn start(mut command: Command) -> Self {
         let mut child = command.spawn().unwrap();
-        let errors = BufReader::new(child.stderr.take().unwrap()).lines();
+        let errors = read_on(child.stderr.take().unwrap());
         let output = BufReader::new(child.stdout.take().unwrap()).lines();
         Self { child, errors, output }
     }
@@ -79,7 +93,7 @@ impl Process {
     /// The first line on standard error that has these words.
     pub(crate) async fn error_line(&mut self, words: &str) -> String {
         within(words, async {
-            while let Some(line) = self.errors.next_line().await.unwrap() {
+            while let Some(line) = self.errors.recv().await {
                 if line.contains(words) {
                     return line;
                 }
