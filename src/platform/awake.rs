@@ -2,14 +2,17 @@
 //! however it ends, for the child lives until its input is closed.
 
 use std::io;
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 
-/// What holds the lock while the command after it runs. A person may still close the lid (logind heeds no lock then), or say that
-/// locks are not to count (`systemctl suspend -i`). Only `sleep` is blocked: the screen may go dark.
+use tokio::process::{Child, Command};
+
+/// What holds the lock while the command after it runs. `sleep` is what a desktop asks for; logind before systemd 257 heeds that lock
+/// against other users only, and so does not stop the power daemon of the same user, but such daemons leave a machine awake that is not
+/// `idle`. A person may still close the lid (logind heeds no lock then), or say that locks are not to count (`systemctl suspend -i`).
 #[cfg(not(target_os = "macos"))]
 const HOLDER: &[&str] = &[
     "systemd-inhibit",
-    "--what=sleep",
+    "--what=sleep:idle",
     "--mode=block",
     "--who=tunnel",
     "--why=A request is being answered",
@@ -34,26 +37,26 @@ impl Lock {
         let [program, arguments @ ..] = HOLDER else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            .spawn()?;
-        Ok(Self { child })
+            .kill_on_drop(true);
+        // Ctrl-C at the terminal begins a drain, and reaches the whole group: the lock has to outlast it.
+        #[cfg(unix)]
+        command.process_group(0);
+        Ok(Self {
+            child: command.spawn()?,
+        })
     }
 
-    /// Whether it was refused, or has come to its end by itself.
-    pub fn is_lost(&mut self) -> bool {
-        !matches!(self.child.try_wait(), Ok(None))
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        drop(self.child.stdin.take());
-        // Where it is gone already there is nothing to end.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    /// Resolves when it was refused, or is lost.
+    pub async fn lost(&mut self) {
+        // Not by `wait`, which would close the input first.
+        let input = self.child.stdin.take();
+        let _ = self.child.wait().await;
+        drop(input);
     }
 }

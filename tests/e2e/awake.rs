@@ -1,9 +1,10 @@
-//! A desktop that does not fall asleep while it answers: the lock is taken, held and free again. What holds it is a script.
+//! A desktop that does not fall asleep while it answers: the lock is taken, held and free again. What holds it is a script, and a `cat`
+//! that the script runs as the real one would.
 
 use std::fs;
 
 use http::Response;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, getpgid, kill_process, kill_process_group};
 use tempfile::TempDir;
 use tunnel::transport::full;
 
@@ -26,8 +27,10 @@ impl Desk {
         let log = here.join("locks");
         // As the real one does, it runs the command and lets go when that ends.
         let body = format!(
-            "echo \"taken $*\" >> {0}\nshift 4\nPATH=/usr/bin:/bin \"$@\"\necho free >> {0}",
-            log.display()
+            "words=\"taken $*\"\nshift 4\nexport PATH=/usr/bin:/bin words\n\
+             sh -c 'echo $$ > {1}; echo \"$words\" >> {0}; exec \"$@\"' sh \"$@\"\necho free >> {0}",
+            log.display(),
+            here.join("holder").display()
         );
         script(&here.join("bin"), "systemd-inhibit", &body);
         let relay = TestRelay::start().await;
@@ -41,7 +44,9 @@ impl Desk {
         let mut command = command(here, &[&arguments, more].concat());
         command
             .env("PATH", here.join("bin"))
-            .env("TUNNEL_TOKEN", relay.token("ann"));
+            .env("TUNNEL_TOKEN", relay.token("ann"))
+            // As a shell does, so that Ctrl-C reaches the bridge and not the tests.
+            .process_group(0);
         let mut bridge = Process::start(command);
         bridge.error_line("connected").await;
         ready(&relay, "ann").await;
@@ -62,6 +67,12 @@ impl Desk {
         log.lines().map(str::to_owned).collect()
     }
 
+    /// What lives as long as the lock is held: the innermost process.
+    fn holder(&self) -> Pid {
+        let holder = fs::read_to_string(self.folder.path().join("holder")).unwrap();
+        Pid::from_raw(holder.trim().parse().unwrap()).unwrap()
+    }
+
     async fn exchange(&self) {
         let mut caller = self.caller().await;
         let ((), response) = tokio::join!(
@@ -70,6 +81,12 @@ impl Desk {
         );
         assert_eq!(text(response).await, "done");
     }
+}
+
+/// Not if it only waits for somebody to ask how it ended.
+fn is_alive(process: Pid) -> bool {
+    let words = fs::read(format!("/proc/{}/cmdline", process.as_raw_nonzero()));
+    words.is_ok_and(|words| !words.is_empty())
 }
 
 on_each_transport! {
@@ -82,7 +99,7 @@ on_each_transport! {
             caller.post("/api/chat", "{}"),
         );
         until("the lock", || desk.locks().len() == 1).await;
-        let taken = "taken --what=sleep --mode=block --who=tunnel --why=A request is being answered cat";
+        let taken = "taken --what=sleep:idle --mode=block --who=tunnel --why=A request is being answered cat";
         assert_eq!(desk.locks(), [taken]);
         for _ in 0..5 {
             desk.exchange().await;
@@ -98,6 +115,31 @@ on_each_transport! {
         assert_eq!(bridge.ended().await, None);
         let locks = || fs::read_to_string(folder.path().join("locks")).unwrap();
         until("the lock to be free", || locks().ends_with("free\n")).await;
+    }
+
+    async fn a_lock_is_held_until_the_drain_is_over_when_somebody_presses_ctrl_c(transport: Transport) {
+        let mut desk = Desk::new(transport, &[]).await;
+        let mut caller = desk.caller().await;
+        let (answer, mut response) = tokio::join!(
+            async { desk.upstream.next().await.begin(Response::builder()) },
+            caller.post("/api/chat", "{}"),
+        );
+        until("the lock", || desk.locks().len() == 1).await;
+        let (holder, bridge) = (desk.holder(), desk.bridge.id());
+        assert_ne!(getpgid(Some(holder)).unwrap(), getpgid(Some(bridge)).unwrap());
+        // At a terminal all of the group are told.
+        kill_process_group(bridge, Signal::INT).unwrap();
+        desk.bridge.error_line("stopping").await;
+        answer.send("still").await;
+        assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "still");
+        assert!(is_alive(holder));
+        assert_eq!(desk.locks().len(), 1);
+        drop(answer);
+        assert!(chunk(&mut response).await.is_none());
+        let Desk { bridge, relay, upstream, folder } = desk;
+        assert_eq!(bridge.ended().await, Some(0));
+        until("the holder's end", || !is_alive(holder)).await;
+        drop((relay, upstream, folder));
     }
 
     async fn none_is_taken_where_it_is_not_wanted(transport: Transport) {
@@ -116,9 +158,12 @@ async fn a_bridge_that_ends_leaves_no_holder_behind() {
     let desk = Desk::new(Transport::Ws, &[]).await;
     desk.exchange().await;
     until("the lock", || desk.locks().len() == 1).await;
+    let holder = desk.holder();
+    assert!(is_alive(holder));
     let Desk { folder, bridge, .. } = desk;
     bridge.signal(Signal::TERM);
     assert_eq!(bridge.ended().await, Some(0));
+    until("the end of the innermost", || !is_alive(holder)).await;
     let name = folder.path().to_str().unwrap().to_owned();
     let holders = || {
         let processes = fs::read_dir("/proc").unwrap().flatten();
@@ -127,4 +172,18 @@ async fn a_bridge_that_ends_leaves_no_holder_behind() {
             .any(|line| String::from_utf8_lossy(&line).contains(&name))
     };
     until("the holder's end", || !holders()).await;
+}
+
+#[tokio::test]
+async fn a_lock_that_is_lost_while_it_is_needed_is_noticed() {
+    let mut desk = Desk::new(Transport::Ws, &["-v"]).await;
+    let mut caller = desk.caller().await;
+    let (answer, response) = tokio::join!(
+        async { desk.upstream.next().await.begin(Response::builder()) },
+        caller.post("/api/chat", "{}"),
+    );
+    until("the lock", || desk.locks().len() == 1).await;
+    kill_process(desk.holder(), Signal::INT).unwrap();
+    desk.bridge.error_line("may fall asleep while it answers").await;
+    drop((answer, response));
 }

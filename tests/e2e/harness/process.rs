@@ -126,9 +126,12 @@ impl Process {
         figure("VmHWM:") - figure("RssFile:")
     }
 
+    pub(crate) fn id(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_raw(self.child.id().unwrap().cast_signed()).unwrap()
+    }
+
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
-        let id = rustix::process::Pid::from_raw(self.child.id().unwrap().cast_signed()).unwrap();
-        rustix::process::kill_process(id, signal).unwrap();
+        rustix::process::kill_process(self.id(), signal).unwrap();
     }
 
     /// Waits for its end; the exit code.
