@@ -13,14 +13,17 @@ use crate::files;
 use crate::platform::autostart::{self, AutostartError};
 use crate::token::Secret;
 
+const HEADING: &str = "Running by itself";
+/// The variables that name a proxy for all programs, in small letters, too.
+const PROXY_VARIABLES: &[&str] = &["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"];
+
 #[derive(Debug, Default, clap::Args)]
-#[command(next_help_heading = "Running by itself")]
 struct Wishes {
     /// Have systemd run the bridge with these options, for you, from now on and whenever this machine runs
-    #[arg(long)]
+    #[arg(long, help_heading = HEADING)]
     install: bool,
     /// Undo that
-    #[arg(long, conflicts_with = "install")]
+    #[arg(long, conflicts_with = "install", help_heading = HEADING)]
     uninstall: bool,
 }
 
@@ -74,6 +77,14 @@ impl AutostartArgs {
             keep(&place, token).map_err(|error| explain(AutostartError::file(&place, &error)))?;
         }
         let lingers = autostart::install(&config, text(&program)?, &arguments).map_err(explain)?;
+        if let Some(how) = autostart::first_end().map_err(explain)? {
+            return Err(anyhow::anyhow!(
+                "systemd started the bridge, and it ended ({how}). Why it did:\n  \
+                 journalctl --user -u tunnel-bridge -n 20\n\
+                 When that is mended, give the same command again; to undo it: tunnel bridge --uninstall"
+            )
+            .into());
+        }
         tell(&format!(
             "The bridge runs, and will whenever this machine does: {}\n\
              Its token is in {}, where it is renewed.\n\
@@ -96,11 +107,11 @@ impl AutostartArgs {
 pub(super) fn uninstall() -> Result<(), Failure> {
     let (config, place) = (config_folder()?, token_file()?);
     let was_there = autostart::uninstall(&config).map_err(explain)?;
-    let had_token = place.exists();
-    if had_token {
+    // Without a unit it is somebody else's.
+    if was_there && place.exists() {
         std::fs::remove_file(&place).map_err(|error| explain(AutostartError::file(&place, &error)))?;
     }
-    tell(if was_there || had_token {
+    tell(if was_there {
         "The bridge that systemd ran is stopped and gone, its unit and its token with it.\n\
          Other services of yours still run while you are not logged in; 'loginctl disable-linger' ends that."
     } else {
@@ -159,8 +170,23 @@ impl Given {
                 _ => {}
             }
         }
+        given.variables.extend(proxy_variable(matches));
         given
     }
+}
+
+/// What names a proxy for all programs, where no option does.
+fn proxy_variable(matches: &ArgMatches) -> Option<(String, String)> {
+    let is_given = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
+    if is_given("proxy") || is_given("proxy_file") {
+        return None;
+    }
+    let names = PROXY_VARIABLES
+        .iter()
+        .flat_map(|name| [(*name).to_owned(), name.to_lowercase()]);
+    let is_set = |name: &String| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let option = "--proxy URL (--proxy-file FILE for one with a password), or unset it";
+    names.into_iter().find(is_set).map(|name| (name, option.to_owned()))
 }
 
 fn option(arg: &Arg) -> String {

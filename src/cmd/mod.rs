@@ -30,7 +30,8 @@ const AFTER_HELP: &str = "\
 Try it, with nothing set up:
   tunnel relay --demo
 
-Every option can also be given by environment: TUNNEL_ and its long name in capitals (--data-dir is TUNNEL_DATA_DIR).
+Options can also be given by environment: TUNNEL_ and the long name in capitals (--data-dir is TUNNEL_DATA_DIR); all but
+--verbose, --install and --uninstall.
 Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 refused by the relay.";
 
 /// Reach the Ollama on your own desktop from anywhere, through a relay you host yourself.
@@ -168,18 +169,17 @@ pub fn command() -> Command {
     with_environment(Cli::command())
 }
 
+/// What is done once has no variable: one that stays set would do it again.
+const ACTIONS: &[&str] = &["install", "uninstall"];
+
 /// Gives every option its variable: `TUNNEL_` and its long name.
 fn with_environment(command: Command) -> Command {
     command.mut_args(with_variable).mut_subcommands(with_environment)
 }
 
 fn with_variable(arg: Arg) -> Arg {
-    let counts = matches!(
-        arg.get_action(),
-        ArgAction::Help | ArgAction::Version | ArgAction::Count
-    );
     match arg.get_long() {
-        Some(long) if !counts => {
+        Some(long) if has_variable(&arg) => {
             let variable = format!("TUNNEL_{}", long.replace('-', "_").to_uppercase());
             let arg = if matches!(arg.get_action(), ArgAction::SetTrue) {
                 // As people write it: 1, true, yes, on.
@@ -191,6 +191,14 @@ fn with_variable(arg: Arg) -> Arg {
         }
         _ => arg,
     }
+}
+
+fn has_variable(arg: &Arg) -> bool {
+    let is_plain = matches!(
+        arg.get_action(),
+        ArgAction::Help | ArgAction::Version | ArgAction::Count
+    );
+    arg.get_long().is_some_and(|long| !is_plain && !ACTIONS.contains(&long))
 }
 
 /// Says something to the person at the terminal, apart from the log and from what a command prints for others to read; not
@@ -237,14 +245,11 @@ mod tests {
     }
 
     #[test]
-    fn every_option_has_its_variable() {
+    fn every_option_has_its_variable_and_what_is_done_once_has_none() {
         fn look(command: &Command) {
             for arg in command.get_arguments().filter(|arg| arg.get_long().is_some()) {
-                let plain = matches!(
-                    arg.get_action(),
-                    ArgAction::Help | ArgAction::Version | ArgAction::Count
-                );
-                assert!(plain || arg.get_env().is_some(), "{}", arg.get_id());
+                let has_none = ["verbose", "install", "uninstall", "help", "version"].contains(&arg.get_id().as_str());
+                assert_eq!(arg.get_env().is_none(), has_none, "{}", arg.get_id());
             }
             command.get_subcommands().for_each(look);
         }

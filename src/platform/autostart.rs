@@ -3,11 +3,15 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use crate::files;
 
 /// The unit.
 const UNIT: &str = "tunnel-bridge.service";
+/// How often it is looked at after its start: a relay that refuses the token has done so by then.
+const LOOKS: u32 = 8;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 
 /// Why there is no such bridge.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +94,28 @@ pub fn install(config: &Path, program: &str, arguments: &[String]) -> Result<boo
     Ok(run("loginctl", &["--no-ask-password", "enable-linger"]).is_ok())
 }
 
+/// What became of it in its first seconds: nothing is returned if it runs, else how it ended, in systemd's words.
+///
+/// # Errors
+/// [`AutostartError`].
+pub fn first_end() -> Result<Option<String>, AutostartError> {
+    for _ in 0..LOOKS {
+        std::thread::sleep(BETWEEN_LOOKS);
+        let properties = "--property=ActiveState,SubState,Result,ExecMainStatus";
+        let state = run("systemctl", &["--user", "show", properties, UNIT])?;
+        let of = |name: &str| {
+            state
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .unwrap_or_default()
+        };
+        if matches!(of("ActiveState="), "failed" | "inactive") || of("SubState=") == "auto-restart" {
+            return Ok(Some(format!("{} {}", of("Result="), of("ExecMainStatus="))));
+        }
+    }
+    Ok(None)
+}
+
 /// Stops it and removes its unit; false if there is none.
 ///
 /// # Errors
@@ -99,6 +125,7 @@ pub fn uninstall(config: &Path) -> Result<bool, AutostartError> {
     if !path.exists() {
         return Ok(false);
     }
+    check()?;
     systemctl(&["disable", "--quiet", "--now", UNIT])?;
     std::fs::remove_file(&path).map_err(|error| AutostartError::file(&path, &error))?;
     systemctl(&["daemon-reload"])?;
@@ -106,13 +133,14 @@ pub fn uninstall(config: &Path) -> Result<bool, AutostartError> {
 }
 
 fn systemctl(arguments: &[&str]) -> Result<(), AutostartError> {
-    run("systemctl", &[&["--user"], arguments].concat())
+    run("systemctl", &[&["--user"], arguments].concat()).map(drop)
 }
 
-fn run(program: &str, arguments: &[&str]) -> Result<(), AutostartError> {
+/// What it prints.
+fn run(program: &str, arguments: &[&str]) -> Result<String, AutostartError> {
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
     let detail = match output {
-        Ok(output) if output.status.success() => return Ok(()),
+        Ok(output) if output.status.success() => return Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
         Ok(output) => words(&output),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(AutostartError::NoSystemd),
         Err(error) => error.to_string(),
@@ -147,6 +175,8 @@ Description=tunnel bridge
 [Service]
 Type=exec
 ExecStart={program}{arguments}
+# What keeps the machine awake must outlast the drain.
+KillMode=mixed
 Restart=on-failure
 RestartSec=10
 # Wrong settings, or a token that the relay refuses: another try would change nothing.

@@ -24,8 +24,19 @@ impl Desk {
         };
         for name in ["systemctl", "loginctl"] {
             let told = desk.path("told");
-            desk.program(name, &format!("echo {name} \"$@\" >> {}", told.display()));
+            // Its state is asked for time and again, and is none of what it is told to do.
+            let state = format!(
+                "case \"$*\" in *ActiveState*) while read -r line; do echo \"$line\"; done < {}; exit ;; esac",
+                desk.path("state").display()
+            );
+            desk.program(name, &format!("{state}\necho {name} \"$@\" >> {}", told.display()));
         }
+        desk.is_in(&[
+            "ActiveState=active",
+            "SubState=running",
+            "Result=success",
+            "ExecMainStatus=0",
+        ]);
         desk
     }
 
@@ -35,6 +46,11 @@ impl Desk {
 
     fn program(&self, name: &str, body: &str) {
         script(&self.path("bin"), name, body);
+    }
+
+    /// The state of the unit, as systemd has it.
+    fn is_in(&self, state: &[&str]) {
+        fs::write(self.path("state"), state.join("\n") + "\n").unwrap();
     }
 
     fn read(&self, name: &str) -> String {
@@ -180,6 +196,7 @@ async fn uninstalling_leaves_nothing_and_says_when_there_was_nothing() {
     assert_eq!(
         desk.told(),
         [
+            "systemctl --user show --property=Version",
             "systemctl --user disable --quiet --now tunnel-bridge.service",
             "systemctl --user daemon-reload"
         ]
@@ -189,6 +206,65 @@ async fn uninstalling_leaves_nothing_and_says_when_there_was_nothing() {
     assert_eq!(ended.code, Some(0));
     assert!(ended.errors.contains("nothing to remove"), "{}", ended.errors);
     assert!(desk.told().is_empty());
+    // A token that was put there by hand is not ours.
+    fs::write(desk.path(TOKEN), "mine\n").unwrap();
+    assert_eq!(desk.bridge(&["--uninstall"]).await.code, Some(0));
+    assert_eq!(desk.read(TOKEN), "mine\n");
+    fs::create_dir_all(desk.path(UNIT).parent().unwrap()).unwrap();
+    fs::write(desk.path(UNIT), "").unwrap();
+    desk.program(
+        "systemctl",
+        "echo 'Failed to connect to bus: No medium found' >&2; exit 1",
+    );
+    let ended = desk.bridge(&["--uninstall"]).await;
+    assert!(
+        ended.errors.contains("No medium found\nLog in as this user"),
+        "{}",
+        ended.errors
+    );
+    assert_eq!(ended.code, Some(2));
+    assert!(desk.path(UNIT).exists() && desk.path(TOKEN).exists());
+}
+
+#[tokio::test]
+async fn a_bridge_that_ends_right_after_its_start_is_no_success() {
+    let desk = Desk::new();
+    for state in [
+        ["ActiveState=failed", "SubState=failed"],
+        ["ActiveState=activating", "SubState=auto-restart"],
+    ] {
+        desk.is_in(&[&state[..], &["Result=exit-code", "ExecMainStatus=3"]].concat());
+        let ended = desk.bridge_with("x", &[&RELAY[..], &["--install"]].concat()).await;
+        assert_eq!(ended.code, Some(1), "{}", ended.errors);
+        assert!(!ended.errors.contains("The bridge runs"), "{}", ended.errors);
+        for words in ["it ended (exit-code 3)", "journalctl --user -u tunnel-bridge"] {
+            assert!(ended.errors.contains(words), "{}", ended.errors);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_that_only_the_terminal_knows_is_not_lost() {
+    let desk = Desk::new();
+    let install = [&RELAY[..], &["--install"]].concat();
+    for variable in ["HTTPS_PROXY", "http_proxy", "all_proxy"] {
+        let mut command = desk.command(&install);
+        command
+            .env("TUNNEL_TOKEN", "x")
+            .env(variable, "http://ann:sesame@proxy:3128");
+        let ended = process::run(command).await;
+        assert_eq!(ended.code, Some(2));
+        for words in [&format!("{variable} is not known"), "--proxy-file FILE"] {
+            assert!(ended.errors.contains(words), "{}", ended.errors);
+        }
+        assert!(!ended.errors.contains("sesame"), "{}", ended.errors);
+    }
+    assert!(!desk.path("home/.config").exists());
+    let mut command = desk.command(&[&install[..], &["--proxy", "http://proxy:3128"]].concat());
+    command.env("TUNNEL_TOKEN", "x").env("HTTPS_PROXY", "http://proxy:3128");
+    let ended = process::run(command).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.errors);
+    assert!(desk.exec_start().ends_with(" --proxy=http://proxy:3128"));
 }
 
 #[tokio::test]
