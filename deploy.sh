@@ -1,7 +1,11 @@
 #!/bin/sh
 # Starts the relay of compose.yaml on this machine, or brings it up to date: settings, secrets, certificate, health, tokens.
 set -eu
+# What is written here is for its owner alone.
+umask 077
 cd "$(dirname "$0")"
+# They would give an image that is the same another identity each time it is built.
+export BUILDX_NO_DEFAULT_ATTESTATIONS=1
 
 usage() {
     cat <<'END'
@@ -28,6 +32,10 @@ wrong_usage() {
     exit 2
 }
 
+note() {
+    echo "deploy.sh: note: $*" >&2
+}
+
 step() {
     echo "==> $*"
 }
@@ -40,31 +48,49 @@ check_docker() {
         fail "Docker does not answer: start it, or run this as root or as a user of the group docker"
 }
 
-# What .env has for a name.
+# What .env has for a name, without the quotes, blanks and ends of lines that editors leave.
 setting() {
-    sed -n "s/^$1=//p" .env | tail -n 1
+    sed -n "s/^[[:blank:]]*$1[[:blank:]]*=//p" .env | tail -n 1 | tr -d '\r' |
+        sed "s/^[[:blank:]]*//; s/[[:blank:]]*\$//; s/^\"\(.*\)\"\$/\1/; s/^'\(.*\)'\$/\1/"
+}
+
+is_name() {
+    case $1 in
+        *[!A-Za-z0-9.-]* | [.-]* | *.) return 1 ;;
+    esac
 }
 
 settle_settings() {
     if [ -f .env ]; then
         known=$(setting TUNNEL_DOMAIN)
+        is_name "$known" || fail ".env has TUNNEL_DOMAIN=$known, which is no name of a machine: mend it there"
         [ -n "$known" ] || fail ".env has no TUNNEL_DOMAIN: put it there, as .env.example has it"
         [ -z "$domain" ] || [ "$domain" = "$known" ] ||
             fail ".env has TUNNEL_DOMAIN=$known, not $domain: change it there if the relay is to have another name"
         domain=$known
+        [ -z "$email" ] || note "--email changes nothing, for .env is there: put TUNNEL_ACME_EMAIL=$email into it"
         return
     fi
     [ -n "$domain" ] || wrong_usage "which name leads to this machine? As in: ./deploy.sh relay.example.com"
-    case $domain in
-        *[!A-Za-z0-9.-]* | [.-]* | *.) wrong_usage "'$domain' is no name of a machine" ;;
-    esac
+    is_name "$domain" || wrong_usage "'$domain' is no name of a machine"
     step "writing .env"
-    (
-        umask 077
+    {
         echo "TUNNEL_DOMAIN=$domain"
         [ -z "$email" ] || echo "TUNNEL_ACME_EMAIL=$email"
-    ) >.env
-    chmod 600 .env
+    } >.env.new
+    mv .env.new .env
+}
+
+has_tokens() {
+    [ -e secrets/tokens-made ]
+}
+
+check_options() {
+    [ -z "$staging" ] || ! has_tokens ||
+        fail "this relay is in use: --staging would give it a certificate that nobody trusts"
+    [ -z "$user" ] || ! has_tokens ||
+        note "--user changes nothing, for the first tokens are made: docker compose exec relay /tunnel relay token --user $user"
+    [ -z "$user" ] || [ -z "$staging" ] || note "--user changes nothing, for --staging makes no tokens"
 }
 
 own_addresses() {
@@ -90,11 +116,20 @@ in_line() {
     echo "$1" | xargs
 }
 
+# The DNS alone, where getent can: the machine itself may know its name otherwise, and a CA does not.
+look_up() {
+    getent -s dns ahosts "$1" || [ $? = 2 ] || getent ahosts "$1"
+}
+
 check_dns() {
     step "looking where $domain leads"
     command -v getent >/dev/null || fail "cannot look (there is no getent here); if it leads here, add --skip-dns"
-    addresses=$(getent ahosts "$domain" | awk '{ print $1 }' | sort -u)
+    addresses=$(look_up "$domain" | awk '{ print $1 }' | sort -u)
     [ -n "$addresses" ] || fail "$domain is in no DNS yet: make an A record (and AAAA, if there is IPv6) that leads to this machine"
+    if echo "$addresses" | grep -qE '^(127\.|::1$)'; then
+        fail "here, $domain leads to $(in_line "$addresses"): this machine takes the name for its own, most often by /etc/hosts.
+Take it out there, or add --skip-dns if everybody else finds this machine by the DNS"
+    fi
     own=$(own_addresses) || true
     all_in "$addresses" "$own" && return
     own=$(printf '%s\n' "$own" && public_addresses) || true
@@ -115,11 +150,11 @@ make_secrets() {
             fail "there is a database, but not its password: bring secrets/database-password back from a backup"
         fi
         step "making the database's password"
-        (umask 077 && random >secrets/database-password.new)
+        random >secrets/database-password.new
         mv secrets/database-password.new secrets/database-password
     fi
     if [ ! -s secrets/database-url ]; then
-        (umask 077 && echo "postgres://tunnel:$(cat secrets/database-password)@postgres/tunnel?sslmode=disable" >secrets/database-url.new)
+        echo "postgres://tunnel:$(cat secrets/database-password)@postgres/tunnel?sslmode=disable" >secrets/database-url.new
         # The relay's numeric user reads it in its container; here, nobody else gets into the folder.
         chmod 444 secrets/database-url.new
         mv secrets/database-url.new secrets/database-url
@@ -130,26 +165,38 @@ image() {
     docker image inspect --format '{{.Id}}' tunnel 2>/dev/null || true
 }
 
+# The image of the relay that runs, if it is one that works.
+working_image() {
+    container=$(docker compose ps --quiet relay)
+    [ -z "$container" ] ||
+        docker inspect --format '{{.State.Health.Status}} {{.Image}}' "$container" | sed -n 's/^healthy //p'
+}
+
 start() {
     step "building"
-    before=$(image)
+    before=$(working_image)
+    docker compose pull postgres
     docker compose build --pull relay
+    # The way back, also if the new one does not start. One that never worked is none.
     if [ -n "$before" ] && [ "$before" != "$(image)" ]; then
         docker image tag "$before" tunnel:previous
+        step "the image from before is tunnel:previous"
     fi
     step "starting"
     if ! docker compose up --detach --wait --wait-timeout 300 relay; then
         docker compose logs --tail 30 postgres relay >&2
-        fail "it does not become healthy; its last words are above"
+        fail "it does not become healthy; its last words are above. The way back to the version from before, if there was one, is in
+docs/operations.md (Rollback)"
     fi
 }
 
+# From here it may not be reached by its name, though others reach it.
 has_certificate() {
-    if [ -n "$staging" ]; then
-        docker compose logs relay 2>/dev/null | grep -q 'certificate in use'
-    else
-        docker compose exec -T relay /tunnel probe --health "https://$domain" >/dev/null 2>&1
-    fi
+    docker compose logs relay 2>/dev/null | grep -q 'certificate in use'
+}
+
+answers() {
+    docker compose exec -T relay /tunnel probe --health "https://$domain" >/dev/null 2>&1
 }
 
 await_certificate() {
@@ -158,8 +205,10 @@ await_certificate() {
     until has_certificate; do
         tries=$((tries + 1))
         if [ "$tries" -ge 40 ]; then
+            # The log of one that runs for long may have lost its beginning.
+            [ -n "$staging" ] || ! answers || return 0
             docker compose logs --tail 30 relay >&2
-            fail "https://$domain cannot be reached yet; what the log above says is explained in docs/operations.md.
+            fail "there is no certificate for $domain yet; what the log above says is explained in docs/operations.md.
 Ports 443 and 80 must reach this machine. Until it works, try with --staging: the CA counts what fails"
         fi
         sleep 3
@@ -172,20 +221,19 @@ token() {
 
 probe() {
     step "checking it from end to end"
-    TUNNEL_TOKEN=$(token --user deploy --expires 15m) || return
-    export TUNNEL_TOKEN
-    docker compose run --rm --no-deps -T -e TUNNEL_TOKEN relay probe --relay "https://$domain"
+    passing=$(token --user deploy --expires 15m) || return
+    TUNNEL_TOKEN=$passing docker compose run --rm --no-deps -T -e TUNNEL_TOKEN relay probe --relay "https://$domain"
 }
 
 tell() {
     echo
     echo "The relay runs at https://$domain."
-    if [ -e secrets/tokens-made ]; then
+    if has_tokens; then
         echo "A token for another desktop: docker compose exec relay /tunnel relay token --user NAME --scope bridge"
         return
     fi
-    for_bridge=$(token --user "$user" --scope bridge)
-    for_clients=$(token --user "$user" --scope api)
+    for_bridge=$(token --user "${user:-me}" --scope bridge)
+    for_clients=$(token --user "${user:-me}" --scope api)
     : >secrets/tokens-made
     echo
     echo "On the desktop (with --install it runs by itself from then on):"
@@ -194,7 +242,7 @@ tell() {
     echo "  $for_clients"
 }
 
-domain='' email='' user=me staging='' skip_dns=''
+domain='' email='' user='' staging='' skip_dns=''
 while [ $# -gt 0 ]; do
     case $1 in
         --email | --user)
@@ -220,6 +268,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 
+check_options
 check_docker
 settle_settings
 [ -n "$skip_dns" ] || check_dns
@@ -237,5 +286,6 @@ if probe; then
     tell
 else
     tell
-    fail "the relay runs, but the check found what stands above"
+    fail "the relay runs, but the check found what stands above. Behind a router, this machine may not reach its own name: then check
+from elsewhere, with a token for both: tunnel probe --relay https://$domain"
 fi
