@@ -6,7 +6,6 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
 
 use http::Response;
 use rustix::process::Signal;
@@ -56,6 +55,7 @@ struct Service {
     health: Vec<String>,
     variables: Variables,
     user: u32,
+    volumes: Vec<String>,
 }
 
 fn strings(list: &Yaml<'_>) -> Vec<String> {
@@ -63,18 +63,43 @@ fn strings(list: &Yaml<'_>) -> Vec<String> {
     items.map(|item| item.as_str().unwrap().to_owned()).collect()
 }
 
+fn of_image() -> Variables {
+    let lines = instructions("ENV");
+    let pairs = lines.iter().flat_map(|line| line.split(' '));
+    let pairs = pairs.map(|pair| pair.split_once('=').unwrap());
+    pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+fn user_of_image() -> u32 {
+    let [user] = instructions("USER").try_into().unwrap();
+    user.split(':').next().unwrap().parse().unwrap()
+}
+
+/// The list of words that an instruction of the Dockerfile ends with, without the program.
+fn words_of(kind: &str) -> Vec<String> {
+    let [line] = instructions(kind).try_into().unwrap();
+    let words: Vec<String> = serde_json::from_str(&line[line.find('[').unwrap()..]).unwrap();
+    words.into_iter().filter(|word| word != "/tunnel").collect()
+}
+
 impl Service {
+    /// The image as `docker run` starts it.
+    fn of_image() -> Self {
+        Self {
+            words: words_of("CMD"),
+            health: words_of("HEALTHCHECK"),
+            variables: of_image(),
+            user: user_of_image(),
+            volumes: Vec::new(),
+        }
+    }
+
     fn read(name: &str, settings: &Variables) -> Self {
         let file = read("compose.yaml");
         let file = Yaml::load_from_str(&file).unwrap();
         let service = &file[0]["services"][name];
         assert_eq!(service["image"].as_str(), Some("tunnel"));
-        let mut variables: Variables = instructions("ENV")
-            .iter()
-            .flat_map(|line| line.split(' '))
-            .map(|pair| pair.split_once('=').unwrap())
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect();
+        let mut variables = of_image();
         let given = service
             .as_mapping_get("environment")
             .and_then(|given| given.as_mapping());
@@ -92,7 +117,6 @@ impl Service {
             .as_mapping_get("test")
             .map(strings)
             .unwrap_or_default();
-        let [user] = instructions("USER").try_into().unwrap();
         assert_eq!(instructions("ENTRYPOINT"), [r#"["/tunnel"]"#]);
         Self {
             words: command.iter().map(|word| interpolate(word, settings)).collect(),
@@ -102,8 +126,15 @@ impl Service {
                 .skip_while(|word| word == "/tunnel")
                 .collect(),
             variables,
-            user: user.split(':').next().unwrap().parse().unwrap(),
+            user: user_of_image(),
+            volumes: strings(&service["volumes"]),
         }
+    }
+
+    /// What is mounted where the image keeps its data.
+    fn data(&self) -> &str {
+        let mounted = self.volumes.iter().find_map(|volume| volume.strip_suffix(":/data"));
+        mounted.unwrap()
     }
 
     /// What is elsewhere here than in a container.
@@ -196,6 +227,7 @@ async fn relay_and_desktop_of_compose_run_as_the_user_of_the_image_and_carry_a_r
     let public = format!("https://localhost:{}", ports.tls.port());
     let url = machine.file("database-url", &database.database().await);
     let relay = Service::read("relay", &settings);
+    assert_eq!(relay.data(), "relay");
     let data = machine.volume("relay", relay.user);
     let relay = relay
         .moved(&[
@@ -222,6 +254,7 @@ async fn relay_and_desktop_of_compose_run_as_the_user_of_the_image_and_carry_a_r
     assert!(!data.join("relay.db").exists());
 
     let bridge = Service::read("bridge", &settings);
+    assert_eq!(bridge.data(), "./desktop");
     let state = machine.volume("desktop", bridge.user);
     let bridge = bridge
         .moved(&[
@@ -242,8 +275,67 @@ async fn relay_and_desktop_of_compose_run_as_the_user_of_the_image_and_carry_a_r
     assert_eq!(text(response).await, "answered");
     drop(caller);
     for process in [desktop, running] {
-        process.signal(Signal::INT);
+        // As Docker does.
+        process.signal(Signal::TERM);
         assert_eq!(process.ended().await, Some(0));
+    }
+}
+
+#[tokio::test]
+async fn the_image_alone_is_a_relay_that_is_found_alive() {
+    let machine = Machine::new();
+    let image = Service::of_image();
+    let data = machine.volume("data", image.user);
+    let at = free_address().to_string();
+    let image = image.moved(&[("0.0.0.0:8080", &at), ("/data", data.to_str().unwrap())]);
+    let mut relay = Process::start(image.command(&machine.program(), &image.words));
+    relay.error_line("listens on http://").await;
+    // Without an address it looks at the port of the image's own words.
+    let mut health = image.health.clone();
+    let place = health.iter().position(|word| word == "--health").unwrap();
+    health.insert(place + 1, format!("http://{at}"));
+    let health = run(image.command(&machine.program(), &health)).await;
+    assert_eq!((health.code, health.errors.as_str()), (Some(0), ""));
+    assert!(data.join("jwt.secret").exists());
+    relay.signal(Signal::TERM);
+    assert_eq!(relay.ended().await, Some(0));
+}
+
+/// What an option of a command is where it is not given.
+fn default_of(command: &str, option: &str) -> String {
+    let root = tunnel::cmd::command();
+    let mut args = root.find_subcommand(command).unwrap().get_arguments();
+    let arg = args.find(|arg| arg.get_long() == Some(option)).unwrap();
+    arg.get_default_values()[0].to_str().unwrap().to_owned()
+}
+
+#[test]
+fn secrets_and_ports_lead_where_the_services_look_for_them() {
+    let file = read("compose.yaml");
+    let file = Yaml::load_from_str(&file).unwrap();
+    let (relay, postgres) = (&file[0]["services"]["relay"], &file[0]["services"]["postgres"]);
+    for (service, variable, name) in [
+        (relay, "TUNNEL_DATABASE_URL_FILE", "database-url"),
+        (postgres, "POSTGRES_PASSWORD_FILE", "database-password"),
+    ] {
+        assert_eq!(strings(&service["secrets"]), [name]);
+        let place = format!("/run/secrets/{name}");
+        assert_eq!(service["environment"][variable].as_str(), Some(place.as_str()));
+        let made = format!("./secrets/{name}");
+        assert_eq!(file[0]["secrets"][name]["file"].as_str(), Some(made.as_str()));
+        assert!(read("deploy.sh").contains(&format!(" secrets/{name}\n")), "{name}");
+    }
+    let command = strings(&relay["command"]);
+    for (option, port) in [("--listen=0.0.0.0:", "443"), ("--http-listen=0.0.0.0:", "80")] {
+        let inside = command.iter().find_map(|word| word.strip_prefix(option)).unwrap();
+        assert!(
+            strings(&relay["ports"]).contains(&format!("{port}:{inside}")),
+            "{option}"
+        );
+    }
+    let volumes = file[0]["volumes"].as_mapping().unwrap();
+    for name in ["relay", "database"] {
+        assert!(volumes.keys().any(|volume| volume.as_str() == Some(name)), "{name}");
     }
 }
 
@@ -252,6 +344,9 @@ fn what_runs_for_long_is_bounded_and_has_time_to_stop() {
     let file = read("compose.yaml");
     let file = Yaml::load_from_str(&file).unwrap();
     let services = file[0]["services"].as_mapping().unwrap();
+    let of_relay = |option| humantime::parse_duration(&default_of("relay", option)).unwrap();
+    // A bridge waits no longer than that for its exchanges.
+    let needed = of_relay("lame-duck") + of_relay("grace");
     for (name, service) in services {
         let name = name.as_str().unwrap();
         assert_eq!(service["restart"].as_str(), Some("unless-stopped"), "{name}");
@@ -260,8 +355,7 @@ fn what_runs_for_long_is_bounded_and_has_time_to_stop() {
         assert!(name == "ollama" || service["mem_limit"].as_str().is_some(), "{name}");
         if service.as_mapping_get("build").is_some() {
             let grace = humantime::parse_duration(service["stop_grace_period"].as_str().unwrap()).unwrap();
-            // Of the relay, --lame-duck and --grace; of the bridge, what it waits for exchanges.
-            assert!(grace > Duration::from_secs(35), "{name}");
+            assert!(grace > needed, "{name}");
             assert_eq!(service["read_only"].as_bool(), Some(true), "{name}");
             assert_eq!(strings(&service["cap_drop"]), ["ALL"], "{name}");
         }
