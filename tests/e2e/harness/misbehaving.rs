@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use http::header::{AUTHORIZATION, DATE, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, BodyStream, StreamBody};
@@ -17,8 +17,10 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, interval, sleep_until};
 use tunnel::transport::{Body, BoxError, full};
+
+use super::upstream::channel_body;
 
 /// What the proxy does wrong.
 #[derive(Debug, Clone, Default)]
@@ -28,6 +30,8 @@ pub(crate) enum Fault {
     None,
     /// Holds every answer until it is whole.
     HoldsAnswers,
+    /// Passes pieces of streamed answers on only when a multiple of this time is over, all that came meanwhile at once.
+    BunchesAnswers(Duration),
     /// Answers every upgrade so.
     AnswersUpgrades(u16),
     /// Never answers an upgrade.
@@ -200,6 +204,24 @@ fn changed(request: Request<Incoming>, fault: &Fault) -> Result<Request<Body>, B
     Ok(request)
 }
 
+fn bunched(body: Incoming, every: Duration) -> Body {
+    let (passed, whole) = channel_body();
+    tokio::spawn(async move {
+        let mut pieces = BodyStream::new(body);
+        let mut ticks = interval(every);
+        loop {
+            ticks.tick().await;
+            while let Some(piece) = pieces.next().now_or_never() {
+                let Some(Ok(piece)) = piece else { return };
+                if !passed.try_send(piece.into_data().unwrap_or_default()).await {
+                    return;
+                }
+            }
+        }
+    });
+    whole
+}
+
 async fn changed_answer(response: Response<Incoming>, path: &str, fault: &Fault) -> Result<Response<Body>, BoxError> {
     let (mut head, body) = response.into_parts();
     match fault {
@@ -221,6 +243,11 @@ async fn changed_answer(response: Response<Incoming>, path: &str, fault: &Fault)
     }
     if matches!(fault, Fault::ReadsOn) {
         return Ok(Response::from_parts(head, read_on(body)));
+    }
+    if let Fault::BunchesAnswers(every) = fault
+        && path.starts_with("/rig/stream")
+    {
+        return Ok(Response::from_parts(head, bunched(body, *every)));
     }
     if let Fault::CutsAnswers(pieces) = fault
         && path.starts_with("/rig/stream")
