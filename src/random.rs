@@ -12,6 +12,20 @@ pub fn name() -> io::Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// So many letters of five random bits each; none looks like another (Crockford's base 32), and all are small.
+///
+/// # Errors
+/// When the system gives no random numbers.
+pub fn letters(count: usize) -> io::Result<String> {
+    const LETTERS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+    let mut bytes = vec![0; count];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(io::Error::other)?;
+    Ok(bytes
+        .iter()
+        .map(|byte| char::from(LETTERS[usize::from(byte % 32)]))
+        .collect())
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

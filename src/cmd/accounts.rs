@@ -12,6 +12,7 @@ use super::secret::SecretArgs;
 use super::{Failure, duration, print, tell};
 use crate::relay::auth::Scopes;
 use crate::relay::auth::tokens::{Tokens, is_user, now};
+use crate::relay::keys::{LONGEST_LABEL, is_label};
 use crate::relay::store::accounts::{Bridge, Token};
 use crate::relay::store::{Store, StoreError};
 
@@ -24,8 +25,6 @@ Examples:
 
 /// Longer than anybody keeps a token; what lives longer is better said with never.
 const LONGEST_LIFE: Duration = Duration::from_secs(101 * 365 * 24 * 3600);
-/// The longest label, characters.
-const LONGEST_LABEL: usize = 100;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = TOKEN_EXAMPLE, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -35,7 +34,7 @@ pub(super) struct TokenArgs {
     /// Whose token it is
     #[arg(long, value_name = "NAME", required = true)]
     user: Option<String>,
-    /// What it is good for: bridge (attach a bridge), api (make requests)
+    /// What it is good for: bridge (attach a bridge), api (make requests), manage (make keys, and codes for bridges)
     #[arg(long, value_name = "LIST", default_value = "bridge,api", value_parser = scopes)]
     scope: Scopes,
     /// How long it is valid, or never for one that does not end
@@ -62,7 +61,7 @@ enum TokenCommand {
 pub(super) enum UserCommand {
     /// List everybody who has, or had, a token
     List(ListArgs),
-    /// Let somebody in no more, with whatever token; what goes on is cut
+    /// Let somebody in no more, with whatever token or key; what goes on is cut
     Disable {
         /// The user's name
         name: String,
@@ -72,7 +71,7 @@ pub(super) enum UserCommand {
         /// The user's name
         name: String,
     },
-    /// Forget somebody: tokens, bridges and usage; tokens issued until now are refused for ever
+    /// Forget somebody: tokens, keys, bridges and usage; tokens issued until now are refused for ever
     Delete {
         /// The user's name
         name: String,
@@ -90,9 +89,9 @@ pub(super) struct ListArgs {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Expiry(Option<Duration>);
+pub(super) struct Expiry(pub(super) Option<Duration>);
 
-fn expiry(text: &str) -> Result<Expiry, String> {
+pub(super) fn expiry(text: &str) -> Result<Expiry, String> {
     match text {
         "never" => Ok(Expiry(None)),
         text => duration(text)
@@ -104,16 +103,16 @@ fn expiry(text: &str) -> Result<Expiry, String> {
 }
 
 fn scopes(text: &str) -> Result<Scopes, String> {
-    let known = |scope: &str| matches!(scope, "bridge" | "api");
+    let known = |scope: &str| matches!(scope, "bridge" | "api" | "manage");
     if text.split(',').all(known) {
         Ok(Scopes::parse(Some(&text.replace(',', " "))))
     } else {
-        Err("the scopes are bridge and api, as in bridge,api".to_owned())
+        Err("the scopes are bridge, api and manage, as in bridge,api".to_owned())
     }
 }
 
-fn label(text: &str) -> Result<String, String> {
-    if text.chars().count() <= LONGEST_LABEL && !text.chars().any(char::is_control) {
+pub(super) fn label(text: &str) -> Result<String, String> {
+    if is_label(text) {
         Ok(text.to_owned())
     } else {
         Err(format!(
@@ -183,7 +182,7 @@ fn described(tokens: &Tokens, token: &str, args: &TokenArgs) -> Result<Token, Fa
 }
 
 /// A token issued in the second of a deletion would be one of those before it.
-async fn await_second_after_deletion(store: &Store, user: &str) -> Result<(), Failure> {
+pub(super) async fn await_second_after_deletion(store: &Store, user: &str) -> Result<(), Failure> {
     let Some(removal) = store.removal(user).await? else {
         return Ok(());
     };
@@ -197,7 +196,7 @@ async fn await_second_after_deletion(store: &Store, user: &str) -> Result<(), Fa
     Ok(())
 }
 
-fn check_user(name: &str) -> Result<(), Failure> {
+pub(super) fn check_user(name: &str) -> Result<(), Failure> {
     if is_user(name) {
         return Ok(());
     }
@@ -217,6 +216,7 @@ pub(super) fn user(command: &UserCommand, data: &SecretArgs, database: &Database
                 vec![
                     user.name.clone(),
                     user.tokens.to_string(),
+                    user.keys.to_string(),
                     user.bridges.to_string(),
                     time(Some(user.first_seen)),
                     time(user.last_used),
@@ -311,7 +311,7 @@ fn meant<'a>(bridges: &'a [Bridge], text: &str) -> Result<&'a Bridge, Failure> {
 }
 
 const TOKEN_COLUMNS: &[&str] = &["ID", "USER", "LABEL", "SCOPES", "ISSUED", "EXPIRES", "LAST USED", ""];
-const USER_COLUMNS: &[&str] = &["USER", "TOKENS", "BRIDGES", "FIRST SEEN", "LAST SEEN", ""];
+const USER_COLUMNS: &[&str] = &["USER", "TOKENS", "KEYS", "BRIDGES", "FIRST SEEN", "LAST SEEN", ""];
 const BRIDGE_COLUMNS: &[&str] = &["ID", "USER", "NAME", "TRANSPORT", "PROGRAM", "FIRST SEEN", "LAST SEEN"];
 
 fn token_row(token: &Token) -> Vec<String> {
@@ -350,11 +350,16 @@ fn bridge_row(bridge: &Bridge) -> Vec<String> {
 }
 
 impl ListArgs {
+    /// Whose entries are listed, if not everybody's.
+    pub(super) fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+
     fn wants(&self, user: &str) -> bool {
         self.user.as_deref().is_none_or(|wanted| wanted == user)
     }
 
-    fn show<T: Serialize>(
+    pub(super) fn show<T: Serialize>(
         &self,
         entries: &[T],
         columns: &[&str],
@@ -372,7 +377,7 @@ impl ListArgs {
 }
 
 /// Seconds since 1970 for people.
-fn time(seconds: Option<u64>) -> String {
+pub(super) fn time(seconds: Option<u64>) -> String {
     let at = seconds.and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
     // What lies beyond the calendar was never meant as a date.
     let shown = |at| {

@@ -154,7 +154,7 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let exit = match &error {
             StoreError::Settings(_) | StoreError::Newer { .. } => Exit::Usage,
-            StoreError::Away(_) | StoreError::Rejected(_) | StoreError::Absent => Exit::Failed,
+            StoreError::Away(_) | StoreError::Rejected(_) | StoreError::Absent | StoreError::Full => Exit::Failed,
         };
         Self::new(exit, error)
     }

@@ -9,6 +9,7 @@ pub mod bridge;
 mod database;
 pub mod demo;
 mod edge;
+mod keys;
 pub mod probe;
 mod proxy;
 pub mod relay;

@@ -1,4 +1,4 @@
-//! `tunnel relay`: the server; what else it can be asked for is in `accounts` and `backup`.
+//! `tunnel relay`: the server; what else it can be asked for is in `accounts`, `keys` and `backup`.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use super::accounts::{self, ListArgs, TokenArgs, UserCommand};
 use super::backup;
 use super::database::DatabaseArgs;
 use super::edge::EdgeArgs;
+use super::keys::{self, KeyCommand, PairArgs};
 use super::secret::SecretArgs;
 use super::service::{self, LevelArgs};
 use super::watch::{self, WatchArgs};
@@ -86,6 +87,11 @@ pub struct Args {
 enum RelayCommand {
     /// Print a signed token for a user, and nothing else; list tokens, take one back
     Token(TokenArgs),
+    /// Make keys for callers, list them, take them back
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Print a code that lets a desktop's bridge in: good once, for ten minutes
+    Pair(PairArgs),
     /// List users, shut them out, let them in again, forget them
     #[command(subcommand)]
     User(UserCommand),
@@ -154,8 +160,8 @@ struct LimitArgs {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     max_body: Option<u64>,
     /// Requests of one token in a time, as in 20/s, 600/m or 1000/h; more are answered with 429 [default: no limit]
-    #[arg(long, value_name = "RATE", value_parser = rate)]
-    rate: Option<Duration>,
+    #[arg(long, value_name = "RATE")]
+    rate: Option<Rate>,
     /// Requests that a token may make at once after a pause [default: those of two seconds, one at least]
     #[arg(long, value_name = "N", requires = "rate", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     burst: Option<u32>,
@@ -176,30 +182,13 @@ fn positive(text: &str) -> Result<usize, String> {
         .ok_or_else(|| "write a whole number from 1 to 1000000".to_owned())
 }
 
-/// The time in which one request may be made.
-fn rate(text: &str) -> Result<Duration, String> {
-    let read = || {
-        let (count, unit) = text.split_once('/')?;
-        let count: u32 = count.parse().ok().filter(|count| (1..=1_000_000).contains(count))?;
-        let seconds = match unit {
-            "s" => 1,
-            "m" => 60,
-            "h" => 3600,
-            _ => return None,
-        };
-        Some(Duration::from_secs(seconds) / count)
-    };
-    read().ok_or_else(|| "write a number and a time, as in 20/s, 600/m or 1000/h".to_owned())
-}
-
 impl LimitArgs {
     fn rate(&self) -> Option<Rate> {
-        let every = self.rate?;
-        let burst = self.burst.unwrap_or_else(|| {
-            let in_two_seconds = Duration::from_secs(2).as_nanos() / every.as_nanos().max(1);
-            u32::try_from(in_two_seconds).unwrap_or(u32::MAX).max(1)
-        });
-        Some(Rate { every, burst })
+        let rate = self.rate?;
+        Some(Rate {
+            burst: self.burst.unwrap_or(rate.burst),
+            ..rate
+        })
     }
 }
 
@@ -260,6 +249,8 @@ fn is_origin(text: &str) -> bool {
 pub fn main(args: Args) -> Result<(), Failure> {
     match &args.command {
         Some(RelayCommand::Token(token)) => accounts::token(token, &args.secret, &args.database),
+        Some(RelayCommand::Key(command)) => keys::key(command, &args.secret, &args.database),
+        Some(RelayCommand::Pair(pair)) => keys::pair(pair, &args.secret, &args.database),
         Some(RelayCommand::User(command)) => accounts::user(command, &args.secret, &args.database),
         Some(RelayCommand::Bridges(list)) => accounts::bridges(list, &args.secret, &args.database),
         Some(RelayCommand::Kick { bridge }) => accounts::kick(bridge, &args.secret, &args.database),

@@ -120,10 +120,10 @@ async fn ask(
         .registry
         .enter(&identity.user, limits.in_flight_per_user)
         .ok_or_else(|| Error::new(Code::Overloaded, "you have as many requests in flight as one user may"))?;
+    let wanted = reachable(&identity, target.bridge.as_deref())?;
     let activity = Activity::begin();
     let upload = Arc::clone(record.upload());
     let request = outgoing(relay, caller, &target, request, &activity, &upload)?;
-    let wanted = target.bridge.as_deref();
     let mut idle = IdleLimit::new(activity.clone(), limits.idle);
     let mut cut = cut(relay, &identity);
     let (response, bridge) = tokio::select! {
@@ -151,6 +151,18 @@ async fn ask(
         cut,
         held,
     })
+}
+
+/// The bridge that is meant, if one is. A key may be limited to one.
+fn reachable<'a>(identity: &'a auth::Identity, named: Option<&'a str>) -> Result<Option<&'a str>, Error> {
+    match (identity.bridge.as_deref(), named) {
+        (Some(own), Some(named)) if own != named => {
+            let detail = format!("this key reaches the bridge {own} only");
+            Err(Error::new(Code::Forbidden, detail).because("key for another bridge"))
+        }
+        (Some(own), _) => Ok(Some(own)),
+        (None, named) => Ok(named),
+    }
 }
 
 fn cut(relay: &Arc<Relay>, identity: &auth::Identity) -> Cut {

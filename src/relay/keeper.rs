@@ -233,8 +233,8 @@ impl Keeper {
     /// Some of what came since the last batch, if anything did.
     fn batch(&self, relay: &Relay, number: u64) -> Option<Batch> {
         let (usage, bridges, since) = relay.ledger.take();
-        let used = relay.tokens.take_used();
-        if usage.is_empty() && bridges.is_empty() && used.is_empty() {
+        let (keys, used): (Vec<_>, Vec<_>) = relay.tokens.take_used().into_iter().partition(|(one, _)| one.is_key());
+        if usage.is_empty() && bridges.is_empty() && used.is_empty() && keys.is_empty() {
             return None;
         }
         *lock(&self.0.unsure_since) = Some(since.unwrap_or_else(Instant::now));
@@ -243,6 +243,7 @@ impl Keeper {
             number,
             usage,
             tokens: tokens(used),
+            keys: keys.into_iter().map(|(key, used)| (key.id.to_string(), used)).collect(),
             bridges,
         })
     }
@@ -271,7 +272,9 @@ impl Keeper {
 
     async fn open(&self, tokens: &Tokens) -> Result<(), StoreError> {
         let store = Store::open(&self.0.config).await?;
-        tokens.deny(Some(store.orders().await?.denials));
+        let orders = store.orders().await?;
+        tokens.accept_keys(orders.keys);
+        tokens.deny(Some(orders.denials));
         // Opened once.
         let _ = self.0.store.set(store);
         Ok(())
@@ -324,9 +327,11 @@ fn tokens(mut used: Vec<(auth::Identity, u64)>) -> Vec<SeenToken> {
     seen.collect()
 }
 
-/// Shuts out whom the orders name, and disconnects those who were to be disconnected since the last time.
+/// Lets in whose keys are valid, shuts out whom the orders name, and disconnects those who were to be disconnected since the
+/// last time.
 fn carry_out(relay: &Relay, orders: Orders, kicked: &mut Option<u64>) {
     relay.ledger.forget(&orders.denials);
+    relay.tokens.accept_keys(orders.keys);
     relay.tokens.deny(Some(orders.denials));
     if let Some(kicked) = *kicked {
         let fresh = orders.kicks.iter().filter(|(_, revision)| **revision > kicked);

@@ -4,7 +4,7 @@
 //! (an exchange; [`auth`]: who asks, [`rate`]: how often, [`registry`]: which bridges there are). A bridge's walks into
 //! [`session`] or [`polling`]; what the relay answers itself is in [`own`]; [`error`] and [`cors`] finish every answer.
 //! [`access`] notes how an exchange went, [`metrics`] counts it, [`ledger`] adds it up for [`store`], which [`keeper`] keeps in step.
-//! [`usage`] is what a caller learns of that.
+//! [`usage`] is what a caller learns of that; [`keys`] and [`pairing`] let more callers and bridges in.
 //! At the network's edge are [`tls`], [`redirect`] (the port for plain HTTP beside it), [`proxies`] (those in front) and
 //! [`host`] (how the outside calls the relay).
 
@@ -17,9 +17,11 @@ pub mod dispatch;
 pub mod error;
 pub mod host;
 pub mod keeper;
+pub mod keys;
 pub mod ledger;
 pub mod metrics;
 pub mod own;
+pub mod pairing;
 pub mod polling;
 pub mod proxies;
 pub mod rate;
@@ -50,7 +52,9 @@ use self::cors::Cors;
 use self::error::{Code, Error, Shape};
 use self::ledger::Ledger;
 use self::metrics::Metrics;
+use self::pairing::WrongCodes;
 use self::polling::Pollers;
+use self::proxies::Told;
 use self::rate::Buckets;
 use self::registry::{Counter, Registry, Session};
 use self::router::Route;
@@ -84,6 +88,8 @@ pub struct Relay {
     pub pollers: Pollers,
     /// What each token may still ask for.
     pub buckets: Buckets,
+    /// Codes that were not good.
+    pub wrong_codes: WrongCodes,
     /// Who may call from a web page.
     pub cors: Cors,
     /// What it counts.
@@ -128,6 +134,7 @@ impl Relay {
             registry: Registry::new(config.limits.bridges_per_user),
             pollers: Pollers::default(),
             buckets: Buckets::new(config.limits.rate),
+            wrong_codes: WrongCodes::default(),
             cors: Cors::new(config.cors_origins.clone()),
             metrics: Metrics::default(),
             ledger: Ledger::default(),
@@ -374,6 +381,15 @@ async fn respond(
         Route::RenewToken => own::renew_token(relay, headers),
         Route::Bridges => own::bridges(relay, headers).await,
         Route::Usage => usage::answer(relay, headers, request.uri().query()).await,
+        Route::Keys => keys::list(relay, headers).await,
+        Route::AddKey => keys::add(relay, request).await,
+        Route::RevokeKey(id) => keys::revoke(relay, headers, &id).await,
+        Route::Pair => pairing::pair(relay, headers).await,
+        Route::ClaimCode => {
+            let told = request.extensions().get::<Told>();
+            let address = told.map_or_else(|| caller.address().ip(), |told| told.address);
+            pairing::claim(relay, address, request).await
+        }
         Route::Bridge => session::upgrade(relay, request),
         Route::Polling(asked) => {
             // Only who may be one: a drain treats a bridge's connection otherwise.

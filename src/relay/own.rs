@@ -1,4 +1,4 @@
-//! The relay's own routes: health, version, the caller's bridges, token renewal.
+//! The relay's own routes: health, version, the caller's bridges, token renewal; and what others of them need.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -6,12 +6,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures_util::future::join_all;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::Relay;
 use super::auth;
 use super::error::{Code, Error};
 use super::registry::Session;
+use super::store::{Store, StoreError};
 use crate::transport::{Body, collect, empty, full};
 
 /// How long a bridge may take to tell its models for a list.
@@ -19,6 +22,9 @@ const MODELS_TIMEOUT: Duration = Duration::from_secs(2);
 const MODELS_SIZE: usize = 256 * 1024;
 /// Bridges asked at once for one list.
 const AT_ONCE: usize = 8;
+/// A body that the relay reads itself.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+const BODY_SIZE: usize = 16 * 1024;
 
 /// `GET /healthz`: the process answers.
 pub fn health() -> Response<Body> {
@@ -56,6 +62,12 @@ pub fn version() -> Response<Body> {
 /// `unauthorized`, `rate_limited`.
 pub fn renew_token(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
     let identity = auth::anyone(&relay.tokens, headers)?;
+    if identity.is_key() {
+        return Err(Error::new(
+            Code::Forbidden,
+            "a key is not renewed: it is valid until it ends or is revoked",
+        ));
+    }
     relay.buckets.take(&identity)?;
     let (token, expires) = relay
         .tokens
@@ -79,7 +91,10 @@ pub async fn bridges(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body
         .registry
         .enter(&identity.user, limits.in_flight_per_user)
         .ok_or_else(|| Error::new(Code::Overloaded, "you have as many requests in flight as one user may"))?;
-    let sessions = relay.registry.list(&identity.user);
+    let mut sessions = relay.registry.list(&identity.user);
+    if let Some(own) = &identity.bridge {
+        sessions.retain(|session| *session.identity.name == **own);
+    }
     let mut bridges = Vec::with_capacity(sessions.len());
     for few in sessions.chunks(AT_ONCE) {
         let described = few.iter().map(|session| describe(session, limits.in_flight_per_bridge));
@@ -135,6 +150,43 @@ async fn names(session: &Arc<Session>, path: &str, list: &str, name: &str) -> Op
         .iter()
         .filter_map(|model| Some(model.get(name)?.as_str()?.to_owned()));
     Some(names.collect())
+}
+
+/// The database, for what cannot be done without it.
+pub(super) fn store(relay: &Relay) -> Result<&Store, Error> {
+    let keeper = relay.config.keeper.as_ref();
+    let keeper = keeper.ok_or_else(|| Error::new(Code::NotFound, "this relay keeps no accounts"))?;
+    keeper.store().ok_or_else(store_away)
+}
+
+pub(super) fn store_away() -> Error {
+    Error::new(
+        Code::Overloaded,
+        "the relay cannot reach its database; try again in a moment",
+    )
+}
+
+/// What came of asking the database, in words for the one who asked.
+pub(super) fn store_error(error: &StoreError) -> Error {
+    match error {
+        StoreError::Absent => Error::new(Code::NotFound, "there is none of this id"),
+        StoreError::Full => Error::new(Code::Forbidden, error.to_string()),
+        error => {
+            tracing::warn!(%error, "the database did not do what was asked for");
+            store_away()
+        }
+    }
+}
+
+/// A short body as JSON.
+pub(super) async fn read_json<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Error> {
+    let collected = tokio::time::timeout(BODY_TIMEOUT, collect(request.into_body(), BODY_SIZE)).await;
+    let bad = |detail: &str| Error::new(Code::BadRequest, detail);
+    let body = collected
+        .ok()
+        .flatten()
+        .ok_or_else(|| bad("the body did not come whole, or is too large"))?;
+    serde_json::from_slice(&body).map_err(|error| bad(&format!("no JSON as expected here: {error}")))
 }
 
 pub(super) fn json_response(status: StatusCode, value: &Value) -> Response<Body> {

@@ -1,6 +1,7 @@
 //! How many requests a token may make in a time: a bucket for each, kept as the moment at which it is full again.
 
 use std::collections::HashMap;
+use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +20,47 @@ pub struct Rate {
     pub every: Duration,
     /// So many may be made at once after a pause, one at least.
     pub burst: u32,
+}
+
+impl Rate {
+    /// One request in each such time; after a pause, those of two seconds at once.
+    pub fn every(every: Duration) -> Self {
+        let in_two_seconds = Duration::from_secs(2).as_nanos() / every.as_nanos().max(1);
+        Self {
+            every,
+            burst: u32::try_from(in_two_seconds).unwrap_or(u32::MAX).max(1),
+        }
+    }
+
+    /// The slower one.
+    fn or_slower(self, other: Option<Self>) -> Self {
+        other.filter(|other| other.every > self.every).unwrap_or(self)
+    }
+}
+
+/// Why a text is no rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("write a number and a time, as in 20/s, 600/m or 1000/h")]
+pub struct BadRate;
+
+impl FromStr for Rate {
+    type Err = BadRate;
+
+    fn from_str(text: &str) -> Result<Self, BadRate> {
+        let (count, unit) = text.split_once('/').ok_or(BadRate)?;
+        let count: u32 = count.parse().map_err(|_| BadRate)?;
+        let seconds = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            _ => return Err(BadRate),
+        };
+        if (1..=1_000_000).contains(&count) {
+            Ok(Self::every(Duration::from_secs(seconds) / count))
+        } else {
+            Err(BadRate)
+        }
+    }
 }
 
 /// What each token has left.
@@ -43,16 +85,22 @@ impl Buckets {
     /// # Errors
     /// `rate_limited`, with the time after which there is one.
     pub fn take(&self, identity: &Identity) -> Result<(), Error> {
-        self.take_of(identity.credential).map_err(|wait| {
-            let detail = "too many requests with this token (the relay's option --rate); try again in a moment";
+        let rate = match (self.rate, identity.rate) {
+            (Some(rate), own) => Some(rate.or_slower(own)),
+            (None, own) => own,
+        };
+        let taken = rate.map_or(Ok(()), |rate| self.take_of(rate, identity.credential));
+        taken.map_err(|wait| {
+            let detail = if rate == identity.rate {
+                "too many requests with this key (it was made with a limit of its own); try again in a moment"
+            } else {
+                "too many requests with this token (the relay's option --rate); try again in a moment"
+            };
             Error::new(Code::RateLimited, detail).retry_after(wait)
         })
     }
 
-    fn take_of(&self, credential: u64) -> Result<(), Duration> {
-        let Some(rate) = self.rate else {
-            return Ok(());
-        };
+    fn take_of(&self, rate: Rate, credential: u64) -> Result<(), Duration> {
         let now = Instant::now();
         let mut buckets = self.lock();
         let full_at = buckets.get(&credential).map_or(now, |full_at| (*full_at).max(now));
@@ -106,15 +154,19 @@ mod tests {
         }))
     }
 
+    fn take(buckets: &Buckets, credential: u64) -> Result<(), Duration> {
+        buckets.take_of(buckets.rate.unwrap(), credential)
+    }
+
     fn taken(buckets: &Buckets, credential: u64) -> usize {
-        (0..1000).take_while(|_| buckets.take_of(credential).is_ok()).count()
+        (0..1000).take_while(|_| take(buckets, credential).is_ok()).count()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_burst_then_the_rate_for_each_token_apart() {
         let buckets = buckets(40);
         assert_eq!(taken(&buckets, 1), 40);
-        assert_eq!(buckets.take_of(1), Err(SECOND / 20));
+        assert_eq!(take(&buckets, 1), Err(SECOND / 20));
         assert_eq!(taken(&buckets, 2), 40);
         tokio::time::advance(SECOND).await;
         assert_eq!(taken(&buckets, 1), 20);
@@ -122,7 +174,7 @@ mod tests {
         assert_eq!(taken(&buckets, 1), 40);
         // What was refused costs nothing.
         tokio::time::advance(SECOND / 20).await;
-        assert_eq!(buckets.take_of(1), Ok(()));
+        assert_eq!(take(&buckets, 1), Ok(()));
     }
 
     #[tokio::test(start_paused = true)]
@@ -137,10 +189,10 @@ mod tests {
     async fn what_is_kept_is_bounded_and_swept() {
         let buckets = buckets(2);
         for credential in 0..MOST as u64 {
-            buckets.take_of(credential).unwrap();
+            take(&buckets, credential).unwrap();
         }
         tokio::time::advance(SECOND / 40).await;
-        assert_eq!(buckets.take_of(u64::MAX), Ok(()));
+        assert_eq!(take(&buckets, u64::MAX), Ok(()));
         assert_eq!(buckets.lock().len(), MOST);
         tokio::time::advance(SECOND).await;
         buckets.sweep();
@@ -148,9 +200,17 @@ mod tests {
     }
 
     #[test]
-    fn without_a_rate_nothing_is_counted() {
-        let buckets = Buckets::new(None);
-        assert_eq!(taken(&buckets, 1), 1000);
-        assert!(buckets.lock().is_empty());
+    fn the_slower_of_two_rates_counts_and_one_is_read_as_options_have_it() {
+        let rate = |text: &str| text.parse::<Rate>();
+        assert_eq!(rate("20/s"), Ok(Rate::every(SECOND / 20)));
+        assert_eq!(rate("20/s").unwrap().burst, 40);
+        assert_eq!(rate("1/h").unwrap().burst, 1);
+        for text in ["", "20", "0/s", "-1/s", "1/d", "2000000/s"] {
+            assert_eq!(rate(text), Err(BadRate), "{text}");
+        }
+        let slow = rate("600/m").unwrap();
+        assert_eq!(slow.or_slower(rate("20/s").ok()), slow);
+        assert_eq!(rate("20/s").unwrap().or_slower(Some(slow)), slow);
+        assert_eq!(slow.or_slower(None), slow);
     }
 }

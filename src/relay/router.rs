@@ -25,6 +25,16 @@ pub enum Route {
     Version,
     /// A fresh token for a valid one.
     RenewToken,
+    /// The user's keys for callers.
+    Keys,
+    /// A fresh one.
+    AddKey,
+    /// To take back the one of this id.
+    RevokeKey(String),
+    /// A code for a bridge.
+    Pair,
+    /// A token for a code.
+    ClaimCode,
     /// A bridge that polls.
     Polling(Polling),
     /// To a bridge.
@@ -73,6 +83,18 @@ pub fn route(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Route, E
         "/api/bridge/usage" => return read_only(method, Route::Usage),
         "/-/version" => return read_only(method, Route::Version),
         "/-/token/renew" if method == Method::POST => return Ok(Route::RenewToken),
+        "/-/keys" if method == Method::POST => return Ok(Route::AddKey),
+        "/-/keys" => return read_only(method, Route::Keys),
+        "/-/pair" if method == Method::POST => return Ok(Route::Pair),
+        "/-/pair/claim" if method == Method::POST => return Ok(Route::ClaimCode),
+        _ if is_owned(path) && method == Method::DELETE => {
+            let id = path
+                .strip_prefix("/-/keys/")
+                .filter(|id| !id.is_empty() && !id.contains('/'));
+            return id
+                .map(|id| Route::RevokeKey(id.to_owned()))
+                .ok_or_else(Error::not_found);
+        }
         _ if is_owned(path) => return polling(method, path).map(Route::Polling).ok_or_else(Error::not_found),
         _ => {}
     }
@@ -207,6 +229,20 @@ mod tests {
         ] {
             assert_eq!(get(uri), Err(Error::not_found()), "{uri}");
         }
+    }
+
+    #[test]
+    fn keys_and_codes_have_routes_of_their_own() {
+        let to = |method: Method, uri: &str| route(&method, &uri.parse().unwrap(), &HeaderMap::new());
+        assert_eq!(to(Method::GET, "/-/keys"), Ok(Route::Keys));
+        assert_eq!(to(Method::POST, "/-/keys"), Ok(Route::AddKey));
+        assert_eq!(to(Method::DELETE, "/-/keys/a"), Ok(Route::RevokeKey("a".to_owned())));
+        assert_eq!(to(Method::POST, "/-/pair"), Ok(Route::Pair));
+        assert_eq!(to(Method::POST, "/-/pair/claim"), Ok(Route::ClaimCode));
+        for uri in ["/-/keys/", "/-/keys/a/b", "/-/keys", "/b/box/-/keys/a", "/api/bridge/a"] {
+            assert_eq!(to(Method::DELETE, uri), Err(Error::not_found()), "{uri}");
+        }
+        assert_eq!(to(Method::GET, "/-/pair"), Err(Error::not_found()));
     }
 
     #[test]

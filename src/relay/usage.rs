@@ -9,7 +9,7 @@ use super::Relay;
 use super::auth;
 use super::auth::tokens::now;
 use super::error::{Code, Error};
-use super::own::json_response;
+use super::own::{self, json_response};
 use super::store::usage::{MOST_ROWS, Sums, Used};
 use crate::transport::Body;
 
@@ -40,14 +40,12 @@ pub async fn answer(relay: &Relay, headers: &HeaderMap, query: Option<&str>) -> 
         .enter(&identity.user, relay.config.limits.in_flight_per_user)
         .ok_or_else(|| Error::new(Code::Overloaded, "you have as many requests in flight as one user may"))?;
     let wish = read(query)?;
+    if identity.bridge.is_some() {
+        let detail = "a key that is limited to a bridge is not told what was used; ask with a token";
+        return Err(Error::new(Code::Forbidden, detail).because("limited key asked for the usage"));
+    }
     let keeper = relay.config.keeper.as_ref().filter(|keeper| keeper.keeps_usage());
     let keeper = keeper.ok_or_else(|| Error::new(Code::NotFound, "this relay keeps no usage"))?;
-    let away = || {
-        Error::new(
-            Code::Overloaded,
-            "the relay cannot reach its database; try again in a moment",
-        )
-    };
     let to = now() / HOUR * HOUR + HOUR;
     let begin = now().saturating_sub(wish.days * DAY);
     let (from, span) = match wish.span {
@@ -59,7 +57,7 @@ pub async fn answer(relay: &Relay, headers: &HeaderMap, query: Option<&str>) -> 
     let asked = keeper.usage(Arc::clone(&identity.user), from, to, span).await;
     let (used, total) = asked.map_err(|error| {
         tracing::info!(%error, "the usage cannot be read");
-        away()
+        own::store_away()
     })?;
     let lines: Vec<_> = used.iter().map(|used| line(used, from)).collect();
     Ok(json_response(

@@ -33,6 +33,8 @@ mod encryption;
 mod hostile;
 mod integrity;
 mod isolation;
+#[cfg(target_os = "linux")]
+mod keys;
 mod lasting;
 mod leaving;
 mod limits;

@@ -7,6 +7,7 @@ use rusqlite::Connection;
 use tunnel::relay::auth::denials::{Denials, Removal};
 use tunnel::relay::auth::tokens::now;
 use tunnel::relay::store::accounts::Token;
+use tunnel::relay::store::keys::{Code, Key as CallerKey};
 use tunnel::relay::store::usage::{Addition, Batch, Counted, Key, SeenBridge, SeenToken, Sums};
 use tunnel::relay::store::{PostgresConfig, Store, StoreConfig, StoreError};
 
@@ -14,9 +15,12 @@ use crate::harness::postgres::Postgres;
 use crate::harness::tls::Authority;
 
 /// The schema before the newest one.
-const PREVIOUS: &str = include_str!("../../src/relay/store/migrations/0001_accounts.sql");
+const PREVIOUS: [&str; 2] = [
+    include_str!("../../src/relay/store/migrations/0001_accounts.sql"),
+    include_str!("../../src/relay/store/migrations/0002_usage.sql"),
+];
 const PREVIOUS_VERSION: &str = "CREATE TABLE schema_versions (version bigint PRIMARY KEY, oldest bigint NOT NULL, \
-    applied bigint NOT NULL); INSERT INTO schema_versions VALUES (1, 1, 0);";
+    applied bigint NOT NULL); INSERT INTO schema_versions VALUES (1, 1, 0), (2, 1, 0);";
 const FAR_AWAY: u64 = 4_000_000_000;
 
 fn sqlite(folder: &Path) -> StoreConfig {
@@ -121,6 +125,8 @@ async fn tell(config: StoreConfig) {
     let revision = store.revision().await.unwrap();
     tokens_come_and_go(&store).await;
     users_come_and_go(&store).await;
+    keys_come_and_go(&store).await;
+    a_code_is_claimed_once(&store).await;
     usage_adds_up(&store).await;
     bridges_are_known(&store).await;
     assert!(store.revision().await.unwrap() > revision);
@@ -190,6 +196,76 @@ async fn users_come_and_go(store: &Store) {
     // Whose token was never seen can be shut out all the same.
     store.disable("carl").await.unwrap();
     assert!(store.removal("carl").await.unwrap().unwrap().disabled);
+}
+
+fn key(id: &str, user: &str) -> CallerKey {
+    CallerKey {
+        id: id.into(),
+        user: user.into(),
+        label: Some("tablet".into()),
+        bridge: Some("box".into()),
+        rate: Some("20/s".into()),
+        issued: 100,
+        expires: Some(FAR_AWAY),
+        last_used: None,
+        revoked: None,
+    }
+}
+
+async fn keys_come_and_go(store: &Store) {
+    for (id, user) in [("k1", "ann"), ("k2", "bob"), ("k3", "ann")] {
+        store.add_key(&key(id, user), &format!("hash of {id}")).await.unwrap();
+    }
+    assert!(store.add_key(&key("k4", "ann"), "hash of k1").await.is_err());
+    assert_eq!(
+        store.keys(None).await.unwrap(),
+        [key("k1", "ann"), key("k3", "ann"), key("k2", "bob")]
+    );
+    let before = store.revision().await.unwrap();
+    assert!(matches!(
+        store.revoke_key("k2", Some("ann")).await,
+        Err(StoreError::Absent)
+    ));
+    store.revoke_key("k2", Some("bob")).await.unwrap();
+    store.revoke_key("k3", None).await.unwrap();
+    assert!(matches!(store.revoke_key("k3", None).await, Err(StoreError::Absent)));
+    assert_eq!(store.revision().await.unwrap(), before + 2);
+    assert_eq!(format!("{:?}", store.orders().await.unwrap().keys), "CallerKeys(1)");
+    let mut seen = batch(100, vec![]);
+    (seen.writer, seen.keys) = ("another relay".into(), vec![("k1".into(), 7200)]);
+    store.record(seen).await.unwrap();
+    assert_eq!(store.keys(Some("ann")).await.unwrap()[0].last_used, Some(7200));
+    let users = store.users().await.unwrap();
+    assert_eq!(users.iter().map(|user| user.keys).collect::<Vec<_>>(), [1, 0, 0]);
+}
+
+async fn a_code_is_claimed_once(store: &Store) {
+    let code = |user: &str| Code {
+        user: user.into(),
+        life: 60,
+    };
+    store.add_code(&code("bob"), "old", now()).await.unwrap();
+    assert_eq!(store.code("old").await.unwrap(), None);
+    store.add_code(&code("bob"), "fresh", FAR_AWAY).await.unwrap();
+    assert_eq!(store.code("fresh").await.unwrap(), Some(code("bob")));
+    let tries = futures_util::future::join_all((0..4).map(async |n| {
+        let paired = token(&format!("paired{n}"), "bob");
+        store.claim("fresh", &paired).await
+    }));
+    assert_eq!(tries.await.iter().filter(|claimed| claimed.is_ok()).count(), 1);
+    let tokens = store.tokens().await.unwrap();
+    assert_eq!(tokens.iter().filter(|token| token.id.starts_with("paired")).count(), 1);
+    assert!(matches!(
+        store.claim("old", &token("x", "bob")).await,
+        Err(StoreError::Absent)
+    ));
+    for n in 0..10 {
+        store.add_code(&code("carl"), &format!("c{n}"), FAR_AWAY).await.unwrap();
+    }
+    assert!(matches!(
+        store.add_code(&code("carl"), "c10", FAR_AWAY).await,
+        Err(StoreError::Full)
+    ));
 }
 
 async fn usage_adds_up(store: &Store) {
@@ -276,6 +352,7 @@ async fn everything_is_kept_and_brought_back(config: &StoreConfig, store: &Store
     other.load(&all).await.unwrap();
     assert!(!other.is_empty().await.unwrap(), "{config:?}");
     assert_eq!(other.tokens().await.unwrap(), store.tokens().await.unwrap());
+    assert_eq!(other.keys(None).await.unwrap(), store.keys(None).await.unwrap());
     assert_eq!(other.users().await.unwrap(), store.users().await.unwrap());
     assert_eq!(other.bridges().await.unwrap(), store.bridges().await.unwrap());
     assert_eq!(
@@ -293,6 +370,7 @@ async fn a_deleted_user_leaves_nothing(store: &Store) {
     store.delete("ann").await.unwrap();
     assert!(store.tokens().await.unwrap().iter().all(|token| token.user != "ann"));
     assert!(store.bridges().await.unwrap().iter().all(|bridge| bridge.user != "ann"));
+    assert_eq!(store.keys(Some("ann")).await.unwrap(), []);
     assert!(store.users().await.unwrap().iter().all(|user| user.name != "ann"));
     let deleted = store.removal("ann").await.unwrap().unwrap().deleted.unwrap();
     assert!(deleted.abs_diff(now()) < 60);
@@ -379,7 +457,7 @@ async fn two_that_start_at_once_make_one_schema() {
 async fn the_schema_before_is_brought_up_to_date_with_what_is_in_it() {
     let data = "INSERT INTO users (name, first_seen) VALUES ('ann', 1); \
         INSERT INTO tokens (id, user_name, scopes, revoked) VALUES ('t1', 'ann', 'api', 5);";
-    let old = format!("{PREVIOUS_VERSION}{PREVIOUS}{data}");
+    let old = format!("{PREVIOUS_VERSION}{}{data}", PREVIOUS.concat());
     let server = Postgres::start().await;
     let url = server.database().await;
     server.execute(&url, &old).await;

@@ -1,6 +1,7 @@
 //! Who is asking: finds the credential of a request and turns it into an identity. `tokens` issues and verifies with the secrets
-//! in `keys`.
+//! in `keys`, and knows `caller_keys`.
 
+pub mod caller_keys;
 pub mod denials;
 pub mod keys;
 pub mod tokens;
@@ -13,6 +14,7 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 
 use super::error::{Code, Error};
+use super::rate::Rate;
 use crate::transport::headers::X_API_KEY;
 use denials::Denial;
 use keys::KeyId;
@@ -29,12 +31,28 @@ pub struct Identity {
     pub issued: Option<u64>,
     /// When it ends, seconds since 1970; never, if none.
     pub expires: Option<u64>,
-    /// The secret that signed the credential.
-    pub key: KeyId,
+    /// The secret that signed the credential; none, if it is a key for callers.
+    pub key: Option<KeyId>,
     /// The credential's own id (`jti`), which renewal keeps; made of the credential itself, where it says none.
     pub id: Arc<str>,
     /// The credential, and those it was renewed to, among others of this process; says nothing of the credential itself.
     pub credential: u64,
+    /// The name of the only bridge that the credential reaches; all of the user's, if none.
+    pub bridge: Option<Arc<str>>,
+    /// A limit of its own.
+    pub rate: Option<Rate>,
+}
+
+impl Identity {
+    /// Whether the credential is a key for callers.
+    pub fn is_key(&self) -> bool {
+        self.key.is_none()
+    }
+
+    /// Whether its time is over, at that second since 1970.
+    pub fn is_over(&self, now: u64) -> bool {
+        self.expires.is_some_and(|end| end <= now)
+    }
 }
 
 /// What a credential is good for.
@@ -44,21 +62,34 @@ pub struct Scopes {
     pub bridge: bool,
     /// May make requests.
     pub api: bool,
+    /// May make keys for callers and codes for bridges.
+    pub manage: bool,
 }
 
 impl Scopes {
-    /// Good for both.
+    /// Good for bridges and requests.
     pub const BOTH: Self = Self {
         bridge: true,
         api: true,
+        manage: false,
+    };
+    /// Good for requests.
+    pub const API: Self = Self {
+        bridge: false,
+        ..Self::BOTH
+    };
+    /// Good for a bridge.
+    pub const BRIDGE: Self = Self {
+        api: false,
+        ..Self::BOTH
     };
 
-    /// Reads a `scope` claim; one that names none of ours has both.
+    /// Reads a `scope` claim; one that names none of ours has `bridge` and `api`.
     pub fn parse(text: Option<&str>) -> Self {
         let has = |name| text.is_some_and(|text| text.split(' ').any(|scope| scope == name));
-        let (bridge, api) = (has("bridge"), has("api"));
-        if bridge || api {
-            Self { bridge, api }
+        let (bridge, api, manage) = (has("bridge"), has("api"), has("manage"));
+        if bridge || api || manage {
+            Self { bridge, api, manage }
         } else {
             Self::BOTH
         }
@@ -67,12 +98,9 @@ impl Scopes {
 
 impl std::fmt::Display for Scopes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match (self.bridge, self.api) {
-            (true, true) => "bridge api",
-            (true, false) => "bridge",
-            (false, true) => "api",
-            (false, false) => "",
-        })
+        let all = [("bridge", self.bridge), ("api", self.api), ("manage", self.manage)];
+        let named = all.into_iter().filter_map(|(name, has)| has.then_some(name));
+        f.write_str(&named.collect::<Vec<_>>().join(" "))
     }
 }
 
@@ -98,8 +126,22 @@ pub fn bridge(tokens: &Tokens, headers: &HeaderMap, query: Option<&str>) -> Resu
     let token = from_header.as_deref().or_else(|| query_token(query));
     let identity = identify(tokens, token)?;
     if !identity.scopes.bridge {
-        let detail = "this token is for callers only (scope api); a bridge needs one with the scope bridge";
+        let detail = "this token or key is for callers only (scope api); a bridge needs one with the scope bridge";
         return Err(Error::new(Code::Forbidden, detail).because("token without the scope bridge"));
+    }
+    Ok(identity)
+}
+
+/// Finds out who makes keys and codes.
+///
+/// # Errors
+/// As for [`caller`].
+pub fn manager(tokens: &Tokens, headers: &HeaderMap) -> Result<Identity, Error> {
+    let identity = anyone(tokens, headers)?;
+    if !identity.scopes.manage {
+        let detail =
+            "this needs a token with the scope manage; the operator makes one with: tunnel relay token --scope manage";
+        return Err(Error::new(Code::Forbidden, detail).because("token without the scope manage"));
     }
     Ok(identity)
 }
@@ -231,10 +273,11 @@ mod tests {
         assert_eq!(Scopes::parse(None), Scopes::BOTH);
         assert_eq!(Scopes::parse(Some("openid email")), Scopes::BOTH);
         assert_eq!(Scopes::parse(Some("api bridge")), Scopes::BOTH);
-        let api = Scopes {
-            bridge: false,
-            api: true,
-        };
-        assert_eq!(Scopes::parse(Some("openid api")), api);
+        assert_eq!(Scopes::parse(Some("openid api")), Scopes::API);
+        assert_eq!(Scopes::parse(Some("manage")).to_string(), "manage");
+        assert_eq!(
+            Scopes::parse(Some("manage api bridge")).to_string(),
+            "bridge api manage"
+        );
     }
 }

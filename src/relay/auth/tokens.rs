@@ -1,5 +1,8 @@
 //! The relay's own tokens: JWTs signed with HS256 (RFC 7519, following RFC 8725: one algorithm, fixed here, never the token's
-//! choice).
+//! choice). Keys for callers are looked up here too: whatever a credential is, it is decided on in one place.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -13,6 +16,7 @@ use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, Header, Validation};
 use tokio::sync::watch;
 
+use super::caller_keys::{self, CallerKeys};
 use super::denials::{Denial, Denials};
 use super::keys::{BridgeKey, Keys};
 use super::{Identity, Scopes};
@@ -46,6 +50,8 @@ pub enum Denied {
     NotYetValid,
     /// It names no user, or none that could be one.
     NoUser,
+    /// No key that is valid reads so.
+    UnknownKey,
     /// Something is held against it or its user.
     Held(Denial),
     /// What is held against whom is not known yet.
@@ -64,6 +70,7 @@ impl Denied {
             Self::Expired => "token expired",
             Self::NotYetValid => "token not yet valid",
             Self::NoUser => "token without a proper user",
+            Self::UnknownKey => "key unknown or revoked",
             Self::Held(Denial::Revoked) => "token revoked",
             Self::Held(Denial::Disabled) => "user disabled",
             Self::Held(Denial::Deleted) => "user deleted",
@@ -87,14 +94,23 @@ pub enum IssueError {
 #[derive(Clone)]
 struct Rules {
     keys: Arc<Keys>,
+    callers: Arc<CallerKeys>,
     /// None as long as it is not known.
     denials: Option<Arc<Denials>>,
 }
 
 impl Rules {
     fn allow(&self, identity: &Identity) -> Result<(), Denied> {
-        if !self.keys.accept(identity.key) {
-            return Err(Denied::Signature);
+        let is_accepted = match identity.key {
+            Some(key) => self.keys.accept(key),
+            None => self.callers.has(&identity.id) || identity.is_over(now()),
+        };
+        if !is_accepted {
+            return Err(if identity.is_key() {
+                Denied::UnknownKey
+            } else {
+                Denied::Signature
+            });
         }
         let denials = self.denials.as_ref().ok_or(Denied::NotKnownYet)?;
         denials.of(identity).map_or(Ok(()), |denial| Err(Denied::Held(denial)))
@@ -129,6 +145,7 @@ impl Tokens {
     pub fn with(keys: Keys, bridge_ids: &BridgeKey) -> Self {
         let rules = Rules {
             keys: Arc::new(keys),
+            callers: Arc::default(),
             denials: Some(Arc::default()),
         };
         let mut validation = Validation::new(Algorithm::HS256);
@@ -153,6 +170,11 @@ impl Tokens {
     /// Denies these from now on; with none, everybody is put off until it is known whom to deny.
     pub fn deny(&self, denials: Option<Denials>) {
         self.rules.send_modify(|rules| rules.denials = denials.map(Arc::new));
+    }
+
+    /// Accepts these keys for callers from now on, and no others.
+    pub fn accept_keys(&self, keys: CallerKeys) {
+        self.rules.send_modify(|rules| rules.callers = Arc::new(keys));
     }
 
     /// Whether a credential that was verified is still accepted.
@@ -190,7 +212,7 @@ impl Tokens {
 
     /// Whether the credential was signed with the secret that signs now.
     pub fn is_current(&self, identity: &Identity) -> bool {
-        self.rules.borrow().keys.sign_with(identity.key)
+        identity.key.is_some_and(|key| self.rules.borrow().keys.sign_with(key))
     }
 
     /// Signs a token for the user that lives as long as given, or for ever.
@@ -225,7 +247,8 @@ impl Tokens {
         .map_err(|_| IssueError::Signing)
     }
 
-    /// A fresh token of the same user, scope, length and id: whatever holds for the one holds for the other.
+    /// A fresh token of the same user, scope, length and id: whatever holds for the one holds for the other. Not for keys, which
+    /// `own::renew_token` sees to.
     ///
     /// # Errors
     /// As for [`Tokens::issue`].
@@ -247,14 +270,18 @@ impl Tokens {
         }
         let now = now();
         if let Some(known) = self.lock().get_mut(token) {
-            if known.identity.expires.is_some_and(|end| end <= now) {
+            if known.identity.is_over(now) {
                 return Err(Denied::Expired);
             }
             self.stands(&known.identity)?;
             known.used = now;
             return Ok(known.identity.clone());
         }
-        let identity = self.verify_signature(token)?;
+        let identity = if caller_keys::is_one(token) {
+            self.look_up(token, now)?
+        } else {
+            self.verify_signature(token)?
+        };
         self.stands(&identity)?;
         let mut verified = self.lock();
         if verified.len() >= REMEMBERED {
@@ -270,6 +297,20 @@ impl Tokens {
         };
         verified.insert(token.to_owned(), known);
         Ok(identity)
+    }
+
+    fn look_up(&self, key: &str, now: u64) -> Result<Identity, Denied> {
+        let rules = self.rules.borrow().clone();
+        if rules.denials.is_none() {
+            return Err(Denied::NotKnownYet);
+        }
+        let key = rules.callers.find(key).ok_or(Denied::UnknownKey)?;
+        let identity = key.identity(self.credentials.hash_one((&key.user, &key.id)));
+        if identity.is_over(now) {
+            Err(Denied::Expired)
+        } else {
+            Ok(identity)
+        }
     }
 
     fn verify_signature(&self, token: &str) -> Result<Identity, Denied> {
@@ -296,7 +337,9 @@ impl Tokens {
             scopes: Scopes::parse(claims.scope.as_deref()),
             issued: claims.iat,
             expires: claims.exp,
-            key,
+            key: Some(key),
+            bridge: None,
+            rate: None,
             credential: self.credentials.hash_one((&claims.sub, &id)),
             id,
             user: claims.sub.into(),
@@ -357,126 +400,4 @@ pub fn now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |now| now.as_secs())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const BOTH: Scopes = Scopes::BOTH;
-
-    fn tokens() -> Tokens {
-        Tokens::new(&[7; 32])
-    }
-
-    fn sign(header: &str, claims: &str) -> String {
-        let text = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &[7; 32]);
-        let signature = URL_SAFE_NO_PAD.encode(hmac::sign(&key, text.as_bytes()));
-        format!("{text}.{signature}")
-    }
-
-    #[test]
-    fn a_renewed_token_is_the_same_credential_and_another_one_is_not() {
-        let tokens = tokens();
-        let issue = || tokens.issue("ann", BOTH, Some(Duration::from_secs(60))).unwrap();
-        let identity = tokens.verify(issue().expose()).unwrap();
-        let (renewed, _) = tokens.renew(&identity).unwrap();
-        let renewed = tokens.verify(renewed.expose()).unwrap();
-        assert_eq!((&renewed.id, renewed.credential), (&identity.id, identity.credential));
-        assert_ne!(tokens.verify(issue().expose()).unwrap().credential, identity.credential);
-    }
-
-    #[test]
-    fn a_token_says_what_it_was_issued_for() {
-        let tokens = tokens();
-        let scopes = Scopes {
-            bridge: true,
-            api: false,
-        };
-        let token = tokens.issue("ann", scopes, Some(Duration::from_secs(60))).unwrap();
-        for _ in 0..2 {
-            let identity = tokens.verify(token.expose()).unwrap();
-            assert_eq!((&*identity.user, identity.scopes), ("ann", scopes));
-            assert_eq!(identity.expires.unwrap() - identity.issued.unwrap(), 60);
-        }
-        assert_eq!(
-            tokens.issue("", BOTH, None).err().map(|e| e.to_string().len() > 10),
-            Some(true)
-        );
-    }
-
-    #[test]
-    fn what_is_not_ours_is_denied_with_its_reason() {
-        let tokens = tokens();
-        let hs256 = r#"{"alg":"HS256","typ":"JWT"}"#;
-        let none = format!(
-            "{}.{}.",
-            URL_SAFE_NO_PAD.encode(r#"{"alg":"none"}"#),
-            URL_SAFE_NO_PAD.encode("{}")
-        );
-        let other = Tokens::new(&[8; 32]).issue("ann", BOTH, None).unwrap();
-        for (token, reason) in [
-            (sign(hs256, r#"{"sub":"ann","exp":1}"#), Denied::Expired),
-            (sign(hs256, r#"{"sub":"ann","nbf":99999999999}"#), Denied::NotYetValid),
-            (sign(hs256, r#"{"sub":""}"#), Denied::NoUser),
-            (sign(hs256, r#"{"sub":"a\nb"}"#), Denied::NoUser),
-            (sign(hs256, "{}"), Denied::NoUser),
-            (sign(r#"{"alg":"RS256"}"#, r#"{"sub":"ann"}"#), Denied::Algorithm),
-            (sign(r#"{"alg":"HS512"}"#, r#"{"sub":"ann"}"#), Denied::Algorithm),
-            (none, Denied::Algorithm),
-            (other.expose().to_owned(), Denied::Signature),
-            ("nonsense".to_owned(), Denied::Malformed),
-            ("x".repeat(100 * 1024), Denied::TooLong),
-        ] {
-            assert_eq!(
-                tokens.verify(&token).unwrap_err(),
-                reason,
-                "{}",
-                &token[..20.min(token.len())]
-            );
-        }
-    }
-
-    #[test]
-    fn a_remembered_token_ends_all_the_same() {
-        let tokens = tokens();
-        let token = tokens.issue("ann", BOTH, None).unwrap();
-        tokens.verify(token.expose()).unwrap();
-        for known in tokens.lock().values_mut() {
-            known.identity.expires = Some(1);
-        }
-        assert_eq!(tokens.verify(token.expose()), Err(Denied::Expired));
-    }
-
-    #[tokio::test]
-    async fn during_a_rotation_two_secrets_are_accepted_and_one_signs() {
-        let (old, new) = ([7; 32], [9; 32]);
-        let tokens = tokens();
-        let before = tokens.issue("ann", BOTH, None).unwrap();
-        let identity = tokens.verify(before.expose()).unwrap();
-        let id = tokens.bridge_id("ann", "x");
-        tokens.replace(Keys::new(&new, Some(&old)));
-        let (fresh, _) = tokens.renew(&tokens.verify(before.expose()).unwrap()).unwrap();
-        let renewed = Tokens::new(&new).verify(fresh.expose()).unwrap();
-        assert_eq!(&*renewed.user, "ann");
-        assert!(!tokens.is_current(&identity) && tokens.is_current(&renewed));
-        tokens.verify(fresh.expose()).unwrap();
-        let over = tokens.refused(&identity);
-        tokio::pin!(over);
-        assert!(futures_util::poll!(&mut over).is_pending());
-        tokens.replace(Keys::new(&new, None));
-        over.await;
-        assert_eq!(tokens.verify(before.expose()), Err(Denied::Signature));
-        tokens.verify(fresh.expose()).unwrap();
-        assert_eq!(tokens.bridge_id("ann", "x"), id);
-    }
-
-    #[test]
-    fn a_bridge_id_is_of_one_user_and_one_client() {
-        let tokens = tokens();
-        assert_eq!(tokens.bridge_id("ann", "x"), tokens.bridge_id("ann", "x"));
-        assert_ne!(tokens.bridge_id("ann", "x"), tokens.bridge_id("bob", "x"));
-        assert_ne!(tokens.bridge_id("ann", "xy"), tokens.bridge_id("annx", "y"));
-    }
 }

@@ -6,12 +6,13 @@ use serde::Serialize;
 
 use super::driver::{Row, Statement};
 use super::{Store, StoreError, now};
+use crate::relay::auth::caller_keys::CallerKeys;
 use crate::relay::auth::denials::{Denials, Removal};
 
 /// For so long after it was last seen, a bridge counts as connected, unless it is known to have left; seconds.
 pub const CONNECTED: u64 = 90;
 
-const TOUCH: &str = "UPDATE revision SET number = number + 1 WHERE one = 1";
+pub(super) const TOUCH: &str = "UPDATE revision SET number = number + 1 WHERE one = 1";
 const REVISION: &str = "SELECT number FROM revision WHERE one = 1";
 const REVOKED: &str = "SELECT id FROM tokens WHERE revoked IS NOT NULL";
 const REMOVED: &str = "SELECT name, disabled, deleted FROM users WHERE disabled IS NOT NULL OR deleted IS NOT NULL";
@@ -28,7 +29,10 @@ const TOKENS: &str = "SELECT id, user_name, label, scopes, issued, expires, last
 const REVOKE: &str = "UPDATE tokens SET revoked = $1 WHERE id = $2 AND revoked IS NULL";
 const USERS: &str = "SELECT name, first_seen, disabled, \
     (SELECT max(last_used) FROM tokens WHERE tokens.user_name = users.name), \
+    (SELECT max(last_used) FROM keys WHERE keys.user_name = users.name), \
     (SELECT count(*) FROM tokens WHERE tokens.user_name = users.name AND revoked IS NULL \
+        AND (expires IS NULL OR expires > $1)), \
+    (SELECT count(*) FROM keys WHERE keys.user_name = users.name AND revoked IS NULL \
         AND (expires IS NULL OR expires > $1)), \
     (SELECT count(*) FROM bridges WHERE bridges.user_name = users.name) \
     FROM users WHERE deleted IS NULL OR EXISTS (SELECT 1 FROM tokens WHERE tokens.user_name = users.name) ORDER BY name";
@@ -39,6 +43,8 @@ const DELETE: &str = "UPDATE users SET deleted = $1, disabled = NULL WHERE name 
 const DELETE_TOKENS: &str = "UPDATE tokens SET revoked = COALESCE(revoked, $1), user_name = '', label = NULL, scopes = '', \
     last_used = NULL WHERE user_name = $2";
 const DELETE_KICKS: &str = "DELETE FROM kicks WHERE bridge_id IN (SELECT id FROM bridges WHERE user_name = $1)";
+const DELETE_KEYS: &str = "DELETE FROM keys WHERE user_name = $1";
+const DELETE_CODES: &str = "DELETE FROM codes WHERE user_name = $1";
 const DELETE_BRIDGES: &str = "DELETE FROM bridges WHERE user_name = $1";
 const DELETE_USAGE: &str = "DELETE FROM usage WHERE user_name = $1 AND hour IN \
     (SELECT DISTINCT hour FROM usage WHERE user_name = $1 ORDER BY hour LIMIT 500)";
@@ -79,10 +85,12 @@ pub struct User {
     pub first_seen: u64,
     /// Seconds since 1970; let in, if none.
     pub disabled: Option<u64>,
-    /// When one of the tokens was last used, seconds since 1970.
+    /// When one of the tokens or keys was last used, seconds since 1970.
     pub last_used: Option<u64>,
     /// Tokens that are valid.
     pub tokens: u64,
+    /// Keys that are valid.
+    pub keys: u64,
     /// Bridges that were ever seen.
     pub bridges: u64,
 }
@@ -127,6 +135,8 @@ pub struct Orders {
     pub revision: u64,
     /// Who is not let in.
     pub denials: Denials,
+    /// The keys that are valid.
+    pub keys: CallerKeys,
     /// Bridges to disconnect, and since which revision.
     pub kicks: HashMap<String, u64>,
 }
@@ -156,6 +166,7 @@ impl Store {
         Ok(Orders {
             revision,
             denials: Denials::new(tokens?, users?),
+            keys: self.caller_keys().await?,
             kicks: kicks.collect::<Result<_, StoreError>>()?,
         })
     }
@@ -174,16 +185,7 @@ impl Store {
     /// # Errors
     /// `Away`.
     pub async fn issue(&self, token: &Token) -> Result<(), StoreError> {
-        let values = [
-            token.id.as_str().into(),
-            token.user.as_str().into(),
-            token.label.as_deref().into(),
-            token.scopes.as_str().into(),
-            token.issued.into(),
-            token.expires.into(),
-        ];
-        let statements = vec![add_user(&token.user), Statement::new(ISSUE, values)];
-        self.driver.write(statements).await
+        self.driver.write(vec![add_user(&token.user), issue(token)]).await
     }
 
     /// All tokens, those of one user together.
@@ -253,6 +255,8 @@ impl Store {
             Statement::new(DELETE, [now.into(), user.into()]),
             Statement::new(DELETE_TOKENS, [now.into(), user.into()]),
             of_user(DELETE_KICKS),
+            of_user(DELETE_KEYS),
+            of_user(DELETE_CODES),
             of_user(DELETE_BRIDGES),
             Statement::new(TOUCH, []),
         ];
@@ -291,8 +295,20 @@ impl Store {
     }
 }
 
-fn add_user(user: &str) -> Statement {
+pub(super) fn add_user(user: &str) -> Statement {
     Statement::new(ADD_USER, [user.into(), now().into()])
+}
+
+pub(super) fn issue(token: &Token) -> Statement {
+    let values = [
+        token.id.as_str().into(),
+        token.user.as_str().into(),
+        token.label.as_deref().into(),
+        token.scopes.as_str().into(),
+        token.issued.into(),
+        token.expires.into(),
+    ];
+    Statement::new(ISSUE, values)
 }
 
 fn removal(mut row: Row) -> Result<(Box<str>, Removal), StoreError> {
@@ -324,8 +340,9 @@ fn read_user(mut row: Row) -> Result<User, StoreError> {
         name: row.text()?,
         first_seen: row.number()?,
         disabled: row.number_or_null()?,
-        last_used: row.number_or_null()?,
+        last_used: row.number_or_null()?.max(row.number_or_null()?),
         tokens: row.number()?,
+        keys: row.number()?,
         bridges: row.number()?,
     })
 }

@@ -34,6 +34,21 @@ const TABLES: &[Table] = &[
         ],
     },
     Table {
+        name: "keys",
+        columns: &[
+            "id",
+            "hash",
+            "user_name",
+            "label",
+            "bridge",
+            "rate",
+            "issued",
+            "expires",
+            "last_used",
+            "revoked",
+        ],
+    },
+    Table {
         name: "bridges",
         columns: &[
             "id",
@@ -73,7 +88,7 @@ const TABLES: &[Table] = &[
 ];
 
 const ANYTHING: &str = "SELECT (SELECT count(*) FROM users) + (SELECT count(*) FROM tokens) \
-    + (SELECT count(*) FROM bridges) + (SELECT count(*) FROM usage)";
+    + (SELECT count(*) FROM keys) + (SELECT count(*) FROM bridges) + (SELECT count(*) FROM usage)";
 
 /// One row of one table.
 #[derive(Debug, Clone, PartialEq, Eq)]

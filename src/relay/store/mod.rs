@@ -1,10 +1,11 @@
-//! What outlives a relay: issued tokens, users, bridges, and what was used; never prompts or answers. The verbs are in [`accounts`],
-//! [`usage`] and [`archive`]; the databases, SQLite and PostgreSQL, behind `driver`. No exchange waits for any of this:
+//! What outlives a relay: issued tokens, keys, users, bridges, and what was used; never prompts or answers. The verbs are in
+//! [`accounts`], [`keys`], [`usage`] and [`archive`]; the databases, SQLite and PostgreSQL, behind `driver`. No exchange waits for any of this:
 //! [`super::keeper`] keeps the relay's memory and the store in step.
 
 pub mod accounts;
 pub mod archive;
 mod driver;
+pub mod keys;
 mod postgres;
 mod schema;
 mod sqlite;
@@ -53,6 +54,9 @@ pub enum StoreError {
     /// What was to be changed is not there.
     #[error("there is no such entry")]
     Absent,
+    /// There are as many of the kind as may be.
+    #[error("there are as many as may be; some must end or be revoked first")]
+    Full,
 }
 
 impl StoreError {

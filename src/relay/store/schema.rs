@@ -31,6 +31,11 @@ const MIGRATIONS: &[Migration] = &[
         oldest: 1,
         sql: include_str!("migrations/0002_usage.sql"),
     },
+    Migration {
+        version: 3,
+        oldest: 1,
+        sql: include_str!("migrations/0003_keys.sql"),
+    },
 ];
 
 /// The migrations that a schema lacks.

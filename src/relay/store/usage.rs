@@ -1,5 +1,5 @@
-//! What was used, by user, token, bridge, model and hour; and what is written along with it: when tokens were last used, and which
-//! bridges are here.
+//! What was used, by user, token or key, bridge, model and hour; and what is written along with it: when tokens and keys were last
+//! used, and which bridges are here.
 
 use std::sync::Arc;
 
@@ -25,6 +25,7 @@ const SEE_TOKEN: &str = "INSERT INTO tokens (id, user_name, scopes, issued, expi
     WHEN excluded.expires > tokens.expires THEN excluded.expires ELSE tokens.expires END, \
     last_used = CASE WHEN tokens.last_used > excluded.last_used THEN tokens.last_used ELSE excluded.last_used END \
     WHERE tokens.revoked IS NULL";
+const SEE_KEY: &str = "UPDATE keys SET last_used = $1 WHERE id = $2 AND (last_used IS NULL OR last_used < $1)";
 // One relay's word that a bridge left says nothing of the one where it is now.
 const SEE_BRIDGE: &str = "INSERT INTO bridges \
     (id, user_name, client_id, name, platform, version, transport, first_seen, last_seen, gone, relay) \
@@ -53,7 +54,8 @@ const ADD: &str = "INSERT INTO usage (hour, user_name, token_id, bridge_id, mode
     answered = usage.answered + excluded.answered, first_byte_us = usage.first_byte_us + excluded.first_byte_us, \
     total_us = usage.total_us + excluded.total_us";
 const USAGE: &str = "SELECT (hour / $1) * $1, token_id, \
-    (SELECT label FROM tokens WHERE tokens.id = usage.token_id AND tokens.user_name = $2), bridge_id, \
+    COALESCE((SELECT label FROM tokens WHERE tokens.id = usage.token_id AND tokens.user_name = $2), \
+    (SELECT label FROM keys WHERE keys.id = usage.token_id AND keys.user_name = $2)), bridge_id, \
     (SELECT name FROM bridges WHERE bridges.id = usage.bridge_id), model, \
     CAST(sum(exchanges) AS bigint), CAST(sum(errors) AS bigint), CAST(sum(cancelled) AS bigint), \
     CAST(sum(received) AS bigint), CAST(sum(sent) AS bigint), CAST(sum(prompts_counted) AS bigint), \
@@ -75,6 +77,8 @@ const PRUNE_USAGE: &str = "DELETE FROM usage WHERE hour < $1 AND hour < (SELECT 
 const PRUNE_DELETED_USAGE: &str = "DELETE FROM usage WHERE EXISTS \
     (SELECT 1 FROM users WHERE users.name = usage.user_name AND users.deleted >= usage.hour + 3600)";
 const PRUNE_TOKENS: &str = "DELETE FROM tokens WHERE expires < $1 AND revoked IS NULL";
+const PRUNE_KEYS: &str = "DELETE FROM keys WHERE expires < $1 OR revoked < $1";
+const PRUNE_CODES: &str = "DELETE FROM codes WHERE expires < $1";
 const PRUNE_BRIDGES: &str = "DELETE FROM bridges WHERE last_seen < $1";
 // Room for those who come.
 const PRUNE_MANY_BRIDGES: &str = "DELETE FROM bridges WHERE id IN (SELECT id FROM (SELECT id, \
@@ -206,6 +210,8 @@ pub struct Batch {
     pub usage: Vec<(Key, Addition)>,
     /// Tokens that were used.
     pub tokens: Vec<SeenToken>,
+    /// Keys that were used, by their ids, and when, seconds since 1970.
+    pub keys: Vec<(String, u64)>,
     /// Bridges that came, are here, or left.
     pub bridges: Vec<SeenBridge>,
 }
@@ -244,6 +250,8 @@ impl Store {
         statements.extend(users.into_iter().map(see_user));
         // Two relays that write the same rows must not wait for each other in a circle.
         statements.extend(sorted(&batch.tokens, |token| &token.id).map(see_token));
+        let see_key = |(id, used): &(String, u64)| Statement::new(SEE_KEY, [(*used).into(), id.as_str().into()]);
+        statements.extend(sorted(&batch.keys, |(id, _)| id).map(see_key));
         let see_bridge = |bridge| see_bridge(bridge, &batch.writer);
         statements.extend(sorted(&batch.bridges, |bridge| &bridge.id).map(see_bridge));
         statements.extend(sorted(&batch.usage, |(key, _)| key).map(add));
@@ -278,7 +286,7 @@ impl Store {
         read_sums(&mut row)
     }
 
-    /// Forgets usage before the one time, and tokens that ended and bridges that were last seen before the other; seconds since 1970.
+    /// Forgets usage before the one time, and tokens and keys that ended and bridges that were last seen before the other; seconds since 1970.
     ///
     /// # Errors
     /// `Away`.
@@ -288,6 +296,8 @@ impl Store {
         let statements = vec![
             Statement::new(PRUNE_DELETED_USAGE, []),
             Statement::new(PRUNE_TOKENS, [traces.into()]),
+            Statement::new(PRUNE_KEYS, [traces.into()]),
+            Statement::new(PRUNE_CODES, [traces.into()]),
             Statement::new(PRUNE_BRIDGES, [traces.into()]),
             Statement::new(PRUNE_MANY_BRIDGES, [(MOST_BRIDGES / 2).into()]),
             Statement::new(PRUNE_KICKS, []),

@@ -1,0 +1,117 @@
+//! What is accepted as a token, and what is not.
+
+use super::*;
+
+const BOTH: Scopes = Scopes::BOTH;
+
+fn tokens() -> Tokens {
+    Tokens::new(&[7; 32])
+}
+
+fn sign(header: &str, claims: &str) -> String {
+    let text = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &[7; 32]);
+    let signature = URL_SAFE_NO_PAD.encode(hmac::sign(&key, text.as_bytes()));
+    format!("{text}.{signature}")
+}
+
+#[test]
+fn a_renewed_token_is_the_same_credential_and_another_one_is_not() {
+    let tokens = tokens();
+    let issue = || tokens.issue("ann", BOTH, Some(Duration::from_secs(60))).unwrap();
+    let identity = tokens.verify(issue().expose()).unwrap();
+    let (renewed, _) = tokens.renew(&identity).unwrap();
+    let renewed = tokens.verify(renewed.expose()).unwrap();
+    assert_eq!((&renewed.id, renewed.credential), (&identity.id, identity.credential));
+    assert_ne!(tokens.verify(issue().expose()).unwrap().credential, identity.credential);
+}
+
+#[test]
+fn a_token_says_what_it_was_issued_for() {
+    let tokens = tokens();
+    let scopes = Scopes::BRIDGE;
+    let token = tokens.issue("ann", scopes, Some(Duration::from_secs(60))).unwrap();
+    for _ in 0..2 {
+        let identity = tokens.verify(token.expose()).unwrap();
+        assert_eq!((&*identity.user, identity.scopes), ("ann", scopes));
+        assert_eq!(identity.expires.unwrap() - identity.issued.unwrap(), 60);
+    }
+    assert_eq!(
+        tokens.issue("", BOTH, None).err().map(|e| e.to_string().len() > 10),
+        Some(true)
+    );
+}
+
+#[test]
+fn what_is_not_ours_is_denied_with_its_reason() {
+    let tokens = tokens();
+    let hs256 = r#"{"alg":"HS256","typ":"JWT"}"#;
+    let none = format!(
+        "{}.{}.",
+        URL_SAFE_NO_PAD.encode(r#"{"alg":"none"}"#),
+        URL_SAFE_NO_PAD.encode("{}")
+    );
+    let other = Tokens::new(&[8; 32]).issue("ann", BOTH, None).unwrap();
+    for (token, reason) in [
+        (sign(hs256, r#"{"sub":"ann","exp":1}"#), Denied::Expired),
+        (sign(hs256, r#"{"sub":"ann","nbf":99999999999}"#), Denied::NotYetValid),
+        (sign(hs256, r#"{"sub":""}"#), Denied::NoUser),
+        (sign(hs256, r#"{"sub":"a\nb"}"#), Denied::NoUser),
+        (sign(hs256, "{}"), Denied::NoUser),
+        (sign(r#"{"alg":"RS256"}"#, r#"{"sub":"ann"}"#), Denied::Algorithm),
+        (sign(r#"{"alg":"HS512"}"#, r#"{"sub":"ann"}"#), Denied::Algorithm),
+        (none, Denied::Algorithm),
+        (other.expose().to_owned(), Denied::Signature),
+        ("nonsense".to_owned(), Denied::Malformed),
+        ("x".repeat(100 * 1024), Denied::TooLong),
+    ] {
+        assert_eq!(
+            tokens.verify(&token).unwrap_err(),
+            reason,
+            "{}",
+            &token[..20.min(token.len())]
+        );
+    }
+}
+
+#[test]
+fn a_remembered_token_ends_all_the_same() {
+    let tokens = tokens();
+    let token = tokens.issue("ann", BOTH, None).unwrap();
+    tokens.verify(token.expose()).unwrap();
+    for known in tokens.lock().values_mut() {
+        known.identity.expires = Some(1);
+    }
+    assert_eq!(tokens.verify(token.expose()), Err(Denied::Expired));
+}
+
+#[tokio::test]
+async fn during_a_rotation_two_secrets_are_accepted_and_one_signs() {
+    let (old, new) = ([7; 32], [9; 32]);
+    let tokens = tokens();
+    let before = tokens.issue("ann", BOTH, None).unwrap();
+    let identity = tokens.verify(before.expose()).unwrap();
+    let id = tokens.bridge_id("ann", "x");
+    tokens.replace(Keys::new(&new, Some(&old)));
+    let (fresh, _) = tokens.renew(&tokens.verify(before.expose()).unwrap()).unwrap();
+    let renewed = Tokens::new(&new).verify(fresh.expose()).unwrap();
+    assert_eq!(&*renewed.user, "ann");
+    assert!(!tokens.is_current(&identity) && tokens.is_current(&renewed));
+    tokens.verify(fresh.expose()).unwrap();
+    let over = tokens.refused(&identity);
+    tokio::pin!(over);
+    assert!(futures_util::poll!(&mut over).is_pending());
+    tokens.replace(Keys::new(&new, None));
+    over.await;
+    assert_eq!(tokens.verify(before.expose()), Err(Denied::Signature));
+    tokens.verify(fresh.expose()).unwrap();
+    assert_eq!(tokens.bridge_id("ann", "x"), id);
+}
+
+#[test]
+fn a_bridge_id_is_of_one_user_and_one_client() {
+    let tokens = tokens();
+    assert_eq!(tokens.bridge_id("ann", "x"), tokens.bridge_id("ann", "x"));
+    assert_ne!(tokens.bridge_id("ann", "x"), tokens.bridge_id("bob", "x"));
+    assert_ne!(tokens.bridge_id("ann", "xy"), tokens.bridge_id("annx", "y"));
+}
