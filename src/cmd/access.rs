@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Failure;
+use super::login;
 use super::proxy::ProxyArgs;
 use crate::bridge::config::TokenSource;
 use crate::token::Secret;
@@ -14,7 +15,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RelayArgs {
-    /// The relay's address, as in https://relay.example.com
+    /// The relay's address, as in https://relay.example.com [default for bridge and probe: the only one with a login]
     #[arg(long, value_name = "URL")]
     relay: Option<String>,
     /// A file with the token; a bridge reads it again at each connect, and writes the token there when it is renewed
@@ -41,37 +42,36 @@ impl RelayArgs {
         self.relay.is_some()
     }
 
-    /// The relay's address. `command` is what would be typed to do this with another.
+    /// The relay's address; that of the only login, where none is given. `command` is what would be typed to do this with another.
     pub(super) fn relay(&self, network: &NetworkArgs, command: &str) -> Result<RelayUrl, Failure> {
-        let relay: RelayUrl = self
-            .relay
-            .as_deref()
-            .ok_or_else(|| Failure::usage(missing("the relay's address", command)))?
-            .parse()
-            .map_err(|error| Failure::usage(format!("--relay: {error}")))?;
-        if !relay.origin().is_tls() && !relay.origin().is_loopback() && !network.insecure_http {
-            return Err(Failure::usage(format!(
-                "{relay} is not encrypted: your token and conversations could be read on the way.\n\
-                 Use https://, or --insecure-http if the network between is yours."
-            )));
+        match &self.relay {
+            Some(text) => network.relay(text),
+            None => {
+                let relay = login::only()?.ok_or_else(|| Failure::usage(missing("the relay's address", command)))?;
+                network.check(relay)
+            }
         }
-        Ok(relay)
     }
 
-    /// Where the token comes from.
-    pub(super) fn token(&self, command: &str) -> Result<TokenSource, Failure> {
+    /// Where the token for a relay comes from.
+    pub(super) fn token(&self, relay: &RelayUrl, command: &str) -> Result<TokenSource, Failure> {
+        let of_login = || login::token_file(relay).map(TokenSource::File);
+        let found = self.given_token().or_else(of_login);
+        found.ok_or_else(|| Failure::usage(missing("a token", command)))
+    }
+
+    /// The same, if it was said for this once.
+    fn given_token(&self) -> Option<TokenSource> {
         if let Some(path) = &self.token_file {
-            return Ok(TokenSource::File(path.clone()));
+            return Some(TokenSource::File(path.clone()));
         }
-        match std::env::var("TUNNEL_TOKEN") {
-            Ok(token) if !token.trim().is_empty() => Ok(TokenSource::Given(Secret::new(&token))),
-            _ => Err(Failure::usage(missing("a token", command))),
-        }
+        let token = std::env::var("TUNNEL_TOKEN").ok()?;
+        (!token.trim().is_empty()).then(|| TokenSource::Given(Secret::new(&token)))
     }
 
-    /// Whether it was said where the token comes from.
+    /// Whether it was said where the token comes from, other than by a login.
     pub(super) fn has_token(&self) -> bool {
-        self.token("").is_ok()
+        self.given_token().is_some()
     }
 
     /// From now on the token is in this file.
@@ -80,8 +80,8 @@ impl RelayArgs {
     }
 
     /// The token as it is now.
-    pub(super) fn read_token(&self, command: &str) -> Result<Secret, Failure> {
-        match self.token(command)? {
+    pub(super) fn read_token(&self, relay: &RelayUrl, command: &str) -> Result<Secret, Failure> {
+        match self.token(relay, command)? {
             TokenSource::Given(token) => Ok(token),
             TokenSource::File(path) => read_secret("--token-file", &path),
         }
@@ -89,6 +89,22 @@ impl RelayArgs {
 }
 
 impl NetworkArgs {
+    /// The relay's address, if it may be used as it is.
+    pub(super) fn relay(&self, text: &str) -> Result<RelayUrl, Failure> {
+        let relay = text.parse();
+        self.check(relay.map_err(|error| Failure::usage(format!("--relay: {error}")))?)
+    }
+
+    fn check(&self, relay: RelayUrl) -> Result<RelayUrl, Failure> {
+        if !relay.origin().is_tls() && !relay.origin().is_loopback() && !self.insecure_http {
+            return Err(Failure::usage(format!(
+                "{relay} is not encrypted: your token and conversations could be read on the way.\n\
+                 Use https://, or --insecure-http if the network between is yours."
+            )));
+        }
+        Ok(relay)
+    }
+
     /// Makes connections as the options say.
     pub(super) fn dialer(&self) -> Result<Dialer, Failure> {
         let dialer = Dialer::new(self.ca_file.as_deref(), CONNECT_TIMEOUT)
@@ -111,6 +127,7 @@ pub(super) fn read_secret(option: &str, path: &std::path::Path) -> Result<Secret
 fn missing(what: &str, command: &str) -> String {
     format!(
         "{what} is needed. This would work:\n  TUNNEL_TOKEN=… tunnel {command} --relay https://relay.example.com\n\
-         The relay's operator makes a token with: tunnel relay token --user NAME"
+         The relay's operator makes a token with: tunnel relay token --user NAME\n\
+         Or, with a code from: tunnel relay pair --user NAME\n  tunnel bridge login --relay https://relay.example.com"
     )
 }

@@ -1,4 +1,4 @@
-//! `tunnel bridge`.
+//! `tunnel bridge`; `login` and `logout` are in `login`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::access::{NetworkArgs, RelayArgs};
 use super::autostart::{self, AutostartArgs, Wish};
+use super::login::{self, LoginCommand};
 use super::{Exit, Failure, Switch};
 use crate::bridge::awake::keep_awake;
 use crate::bridge::choice::{self, Mode, Timing};
@@ -23,22 +24,25 @@ use crate::transport::{LONGEST_BRIDGE_NAME, is_bridge_name, is_bridge_name_chara
 use crate::{files, random};
 
 const EXAMPLE: &str = "\
-Example:
+Examples:
   TUNNEL_TOKEN=… tunnel bridge --relay https://relay.example.com
+  tunnel bridge login --relay https://relay.example.com && tunnel bridge
 
-The token comes from the variable TUNNEL_TOKEN or from --token-file, never from an argument:
-other users of this computer can read those.";
+The token comes from --token-file, from the variable TUNNEL_TOKEN or from a login, never from an
+argument: other users of this computer can read those.";
 
 /// The status line is drawn anew so often.
 const REDRAW: Duration = Duration::from_millis(500);
 
 /// Connect this desktop's Ollama to a relay.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLE)]
+#[command(after_help = EXAMPLE, args_conflicts_with_subcommands = true)]
 pub struct Args {
     // Before all others, for it looks at all of them, and each takes its own away.
     #[command(flatten)]
     autostart: AutostartArgs,
+    #[command(subcommand)]
+    command: Option<LoginCommand>,
     #[command(flatten)]
     relay: RelayArgs,
     /// This desktop's name at the relay [default: the host name]
@@ -165,7 +169,7 @@ impl TryFrom<Args> for Config {
 
     fn try_from(args: Args) -> Result<Self, Failure> {
         let relay = args.relay.relay(&args.network, "bridge")?;
-        let token = args.relay.token("bridge")?;
+        let token = args.relay.token(&relay, "bridge")?;
         let upstream: BaseUrl = args
             .upstream
             .upstream
@@ -214,6 +218,9 @@ fn read_headers(path: &Path) -> Result<HeaderMap, Failure> {
 /// # Errors
 /// [`Failure`] with its exit code.
 pub fn main(args: Args, bars: &MultiProgress) -> Result<(), Failure> {
+    if let Some(command) = &args.command {
+        return login::main(command);
+    }
     match args.autostart.wish() {
         None => run(args, bars),
         Some(Wish::Install) => install(args),
@@ -228,7 +235,8 @@ fn install(mut args: Args) -> Result<(), Failure> {
     let token = if !args.relay.has_token() && place.exists() {
         None
     } else {
-        Some(args.relay.read_token("bridge")?)
+        let relay = args.relay.relay(&args.network, "bridge")?;
+        Some(args.relay.read_token(&relay, "bridge")?)
     };
     args.relay.keep_token_in(place);
     let autostart = std::mem::take(&mut args.autostart);

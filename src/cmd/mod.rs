@@ -10,6 +10,7 @@ mod database;
 pub mod demo;
 mod edge;
 mod keys;
+mod login;
 pub mod probe;
 mod proxy;
 pub mod relay;

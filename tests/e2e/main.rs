@@ -38,6 +38,8 @@ mod keys;
 mod lasting;
 mod leaving;
 mod limits;
+#[cfg(target_os = "linux")]
+mod pairing;
 mod policy;
 mod polling;
 mod polling_answers;

@@ -108,11 +108,12 @@ async fn set(args: &Args, settings: &Settings, stage: &mut Stage) -> Result<Told
             stage.set_alone(*rtt, settings).await?;
             return Ok(Told::new(settings, None, None));
         }
-        Subject::Deployment | Subject::Desktop { .. } => Site {
-            url: args.relay.relay(&args.network, "bench")?,
-            dialer: args.network.dialer()?,
-            token: args.relay.read_token("bench")?,
-        },
+        Subject::Deployment | Subject::Desktop { .. } => {
+            let url = args.relay.relay(&args.network, "bench")?;
+            let token = args.relay.read_token(&url, "bench")?;
+            let dialer = args.network.dialer()?;
+            Site { url, dialer, token }
+        }
     };
     let relay = Some(site.url.to_string());
     let transport = match &settings.subject {

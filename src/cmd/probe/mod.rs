@@ -224,7 +224,7 @@ async fn once(args: &Args, bars: &MultiProgress, shutdown: &Shutdown) -> Result<
 
 fn site(args: &Args, progress: &Progress) -> Result<Site, Failure> {
     let relay = args.relay.relay(&args.network, "probe")?;
-    let token = args.relay.read_token("probe")?;
+    let token = args.relay.read_token(&relay, "probe")?;
     let secret = |option, path: &Option<PathBuf>| path.as_ref().map(|path| read_secret(option, path)).transpose();
     let api_token = secret("--api-token-file", &args.api_token_file)?;
     if let Some(api) = &api_token {
