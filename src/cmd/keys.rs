@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use clap::Subcommand;
-use fast_qr::QRBuilder;
+use fast_qr::{QRBuilder, QRCode};
 
 use super::accounts::{Expiry, ListArgs, await_second_after_deletion, check_user, expiry, label, time};
 use super::database::DatabaseArgs;
@@ -23,6 +23,9 @@ Examples:
   tunnel relay key add --user ann --label phone --bridge box --expires 30d --rate 60/m
   tunnel relay key add --user ann --qr --public-url https://relay.example.com
   tunnel relay key revoke ID";
+
+/// Light squares around a QR code (ISO/IEC 18004).
+const MARGIN: usize = 4;
 
 #[derive(Debug, Subcommand)]
 #[command(after_help = EXAMPLE)]
@@ -112,13 +115,31 @@ fn add(args: &AddArgs, data: &SecretArgs, database: &DatabaseArgs) -> Result<(),
     if let (true, Some(url)) = (args.qr, &args.public_url) {
         // No link: a browser would keep the key in its history.
         let drawn = QRBuilder::new(format!("{url}\n{}", key.expose())).build();
-        print(
-            &drawn
-                .map_err(|error| anyhow::anyhow!("cannot draw the key: {error:?}"))?
-                .to_str(),
-        );
+        print(&shown(
+            &drawn.map_err(|error| anyhow::anyhow!("cannot draw the key: {error:?}"))?,
+        ));
     }
     Ok(())
+}
+
+/// Two rows of squares in each line, light ones drawn, as terminals are dark.
+fn shown(code: &QRCode) -> String {
+    let is_light = |row: usize, column: usize| {
+        let inside = |at: usize| at.checked_sub(MARGIN).filter(|at| *at < code.size);
+        let square = inside(row).zip(inside(column));
+        square.is_none_or(|(row, column)| !code[row][column].value())
+    };
+    let whole = code.size + 2 * MARGIN;
+    let line = |row: usize| {
+        let square = |column| match (is_light(row, column), is_light(row + 1, column)) {
+            (true, true) => '█',
+            (true, false) => '▀',
+            (false, true) => '▄',
+            (false, false) => ' ',
+        };
+        (0..whole).map(square).collect::<String>()
+    };
+    (0..whole).step_by(2).map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// `tunnel relay pair`.

@@ -335,7 +335,7 @@ async fn help_has_a_sentence_groups_and_an_example() {
         ),
         (
             vec!["bridge", "--help"],
-            vec!["Local server:", "Network:", "Example:", "--allow-manage"],
+            vec!["Local server:", "Network:", "Examples:", "--allow-manage"],
         ),
         (vec!["relay", "token", "--help"], vec!["--expires", "90d"]),
         (vec!["--version"], vec![env!("CARGO_PKG_VERSION")]),
