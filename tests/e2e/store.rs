@@ -233,7 +233,7 @@ async fn keys_come_and_go(store: &Store) {
     assert_eq!(format!("{:?}", store.orders().await.unwrap().keys), "CallerKeys(1)");
     let mut seen = batch(100, vec![]);
     (seen.writer, seen.keys) = ("another relay".into(), vec![("k1".into(), 7200)]);
-    store.record(seen).await.unwrap();
+    store.record(&seen).await.unwrap();
     assert_eq!(store.keys(Some("ann")).await.unwrap()[0].last_used, Some(7200));
     let users = store.users().await.unwrap();
     assert_eq!(users.iter().map(|user| user.keys).collect::<Vec<_>>(), [1, 0, 0]);
