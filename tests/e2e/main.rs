@@ -61,6 +61,8 @@ mod shipped;
 mod shipped_ws;
 #[cfg(target_os = "linux")]
 mod store;
+#[cfg(target_os = "linux")]
+mod store_keys;
 mod streaming;
 mod switching;
 mod tls;

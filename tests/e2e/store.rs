@@ -7,12 +7,12 @@ use rusqlite::Connection;
 use tunnel::relay::auth::denials::{Denials, Removal};
 use tunnel::relay::auth::tokens::now;
 use tunnel::relay::store::accounts::Token;
-use tunnel::relay::store::keys::{Code, Key as CallerKey};
 use tunnel::relay::store::usage::{Addition, Batch, Counted, Key, SeenBridge, SeenToken, Sums};
 use tunnel::relay::store::{PostgresConfig, Store, StoreConfig, StoreError};
 
 use crate::harness::postgres::Postgres;
 use crate::harness::tls::Authority;
+use crate::store_keys;
 
 /// The schema before the newest one.
 const PREVIOUS: [&str; 2] = [
@@ -21,7 +21,7 @@ const PREVIOUS: [&str; 2] = [
 ];
 const PREVIOUS_VERSION: &str = "CREATE TABLE schema_versions (version bigint PRIMARY KEY, oldest bigint NOT NULL, \
     applied bigint NOT NULL); INSERT INTO schema_versions VALUES (1, 1, 0), (2, 1, 0);";
-const FAR_AWAY: u64 = 4_000_000_000;
+pub(crate) const FAR_AWAY: u64 = 4_000_000_000;
 
 fn sqlite(folder: &Path) -> StoreConfig {
     StoreConfig::Sqlite(folder.join("relay.db"))
@@ -36,7 +36,7 @@ fn postgres(url: &str) -> StoreConfig {
     }))
 }
 
-fn token(id: &str, user: &str) -> Token {
+pub(crate) fn token(id: &str, user: &str) -> Token {
     Token {
         id: id.into(),
         user: user.into(),
@@ -104,7 +104,7 @@ fn used(hour: u64, user: &str, model: &str) -> (Key, Addition) {
     )
 }
 
-fn batch(number: u64, usage: Vec<(Key, Addition)>) -> Batch {
+pub(crate) fn batch(number: u64, usage: Vec<(Key, Addition)>) -> Batch {
     Batch {
         writer: "this relay".into(),
         number,
@@ -125,8 +125,7 @@ async fn tell(config: StoreConfig) {
     let revision = store.revision().await.unwrap();
     tokens_come_and_go(&store).await;
     users_come_and_go(&store).await;
-    keys_come_and_go(&store).await;
-    a_code_is_claimed_once(&store).await;
+    store_keys::tell(&store).await;
     usage_adds_up(&store).await;
     bridges_are_known(&store).await;
     assert!(store.revision().await.unwrap() > revision);
@@ -196,76 +195,6 @@ async fn users_come_and_go(store: &Store) {
     // Whose token was never seen can be shut out all the same.
     store.disable("carl").await.unwrap();
     assert!(store.removal("carl").await.unwrap().unwrap().disabled);
-}
-
-fn key(id: &str, user: &str) -> CallerKey {
-    CallerKey {
-        id: id.into(),
-        user: user.into(),
-        label: Some("tablet".into()),
-        bridge: Some("box".into()),
-        rate: Some("20/s".into()),
-        issued: 100,
-        expires: Some(FAR_AWAY),
-        last_used: None,
-        revoked: None,
-    }
-}
-
-async fn keys_come_and_go(store: &Store) {
-    for (id, user) in [("k1", "ann"), ("k2", "bob"), ("k3", "ann")] {
-        store.add_key(&key(id, user), &format!("hash of {id}")).await.unwrap();
-    }
-    assert!(store.add_key(&key("k4", "ann"), "hash of k1").await.is_err());
-    assert_eq!(
-        store.keys(None).await.unwrap(),
-        [key("k1", "ann"), key("k3", "ann"), key("k2", "bob")]
-    );
-    let before = store.revision().await.unwrap();
-    assert!(matches!(
-        store.revoke_key("k2", Some("ann")).await,
-        Err(StoreError::Absent)
-    ));
-    store.revoke_key("k2", Some("bob")).await.unwrap();
-    store.revoke_key("k3", None).await.unwrap();
-    assert!(matches!(store.revoke_key("k3", None).await, Err(StoreError::Absent)));
-    assert_eq!(store.revision().await.unwrap(), before + 2);
-    assert_eq!(format!("{:?}", store.orders().await.unwrap().keys), "CallerKeys(1)");
-    let mut seen = batch(100, vec![]);
-    (seen.writer, seen.keys) = ("another relay".into(), vec![("k1".into(), 7200)]);
-    store.record(&seen).await.unwrap();
-    assert_eq!(store.keys(Some("ann")).await.unwrap()[0].last_used, Some(7200));
-    let users = store.users().await.unwrap();
-    assert_eq!(users.iter().map(|user| user.keys).collect::<Vec<_>>(), [1, 0, 0]);
-}
-
-async fn a_code_is_claimed_once(store: &Store) {
-    let code = |user: &str| Code {
-        user: user.into(),
-        life: 60,
-    };
-    store.add_code(&code("bob"), "old", now()).await.unwrap();
-    assert_eq!(store.code("old").await.unwrap(), None);
-    store.add_code(&code("bob"), "fresh", FAR_AWAY).await.unwrap();
-    assert_eq!(store.code("fresh").await.unwrap(), Some(code("bob")));
-    let tries = futures_util::future::join_all((0..4).map(async |n| {
-        let paired = token(&format!("paired{n}"), "bob");
-        store.claim("fresh", &paired).await
-    }));
-    assert_eq!(tries.await.iter().filter(|claimed| claimed.is_ok()).count(), 1);
-    let tokens = store.tokens().await.unwrap();
-    assert_eq!(tokens.iter().filter(|token| token.id.starts_with("paired")).count(), 1);
-    assert!(matches!(
-        store.claim("old", &token("x", "bob")).await,
-        Err(StoreError::Absent)
-    ));
-    for n in 0..10 {
-        store.add_code(&code("carl"), &format!("c{n}"), FAR_AWAY).await.unwrap();
-    }
-    assert!(matches!(
-        store.add_code(&code("carl"), "c10", FAR_AWAY).await,
-        Err(StoreError::Full)
-    ));
 }
 
 async fn usage_adds_up(store: &Store) {
