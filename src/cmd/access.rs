@@ -42,13 +42,14 @@ impl RelayArgs {
         self.relay.is_some()
     }
 
-    /// The relay's address; that of the only login, where none is given. `command` is what would be typed to do this with another.
+    /// The relay's address; that of the only login, where neither one nor a token is given: a token is shown to no relay that it was
+    /// not meant for. `command` is what would be typed to do this with another.
     pub(super) fn relay(&self, network: &NetworkArgs, command: &str) -> Result<RelayUrl, Failure> {
         match &self.relay {
             Some(text) => network.relay(text),
             None => {
-                let relay = login::only()?.ok_or_else(|| Failure::usage(missing("the relay's address", command)))?;
-                network.check(relay)
+                let of_login = if self.has_token() { None } else { login::only()? };
+                network.check(of_login.ok_or_else(|| Failure::usage(missing("the relay's address", command)))?)
             }
         }
     }
@@ -74,9 +75,10 @@ impl RelayArgs {
         self.given_token().is_some()
     }
 
-    /// From now on the token is in this file.
-    pub(super) fn keep_token_in(&mut self, path: PathBuf) {
-        self.token_file = Some(path);
+    /// From now on it is this relay, and its token is in this file.
+    pub(super) fn settle(&mut self, relay: &RelayUrl, token_file: PathBuf) {
+        self.relay = Some(relay.to_string());
+        self.token_file = Some(token_file);
     }
 
     /// The token as it is now.

@@ -12,6 +12,7 @@ use super::{Exit, Failure, tell};
 use crate::files;
 use crate::platform::autostart::{self, AutostartError};
 use crate::token::Secret;
+use crate::transport::dial::RelayUrl;
 
 const HEADING: &str = "Running by itself";
 /// The variables that name a proxy for all programs, in small letters, too.
@@ -57,6 +58,11 @@ impl AutostartArgs {
             (_, true) => Some(Wish::Uninstall),
             _ => None,
         }
+    }
+
+    /// The bridge goes to this relay, though a later login may be for another one.
+    pub(super) fn name_relay(&mut self, relay: &RelayUrl) {
+        self.given.words.push(format!("--relay={relay}").into());
     }
 
     /// Puts the token into its place, and has the system run the bridge.

@@ -19,6 +19,7 @@ use crate::bridge::policy::{Policy, Rule};
 use crate::bridge::status::{Phase, Status};
 use crate::bridge::{self, Stopped};
 use crate::shutdown::Shutdown;
+use crate::token::{Claims, Secret};
 use crate::transport::dial::BaseUrl;
 use crate::transport::{LONGEST_BRIDGE_NAME, is_bridge_name, is_bridge_name_character};
 use crate::{files, random};
@@ -231,17 +232,30 @@ pub fn main(args: Args, bars: &MultiProgress) -> Result<(), Failure> {
 /// Has the system run it, with settings that were looked at first.
 fn install(mut args: Args) -> Result<(), Failure> {
     let place = autostart::token_file()?;
-    // One that was put there before, and renewed since, is as good.
-    let token = if !args.relay.has_token() && place.exists() {
+    let relay = args.relay.relay(&args.network, "bridge")?;
+    // One that was put there before, and renewed since, is as good where there is no other for this relay.
+    let has_another = args.relay.has_token() || login::token_file(&relay).is_some();
+    let token = if !has_another && place.exists() {
         None
     } else {
-        let relay = args.relay.relay(&args.network, "bridge")?;
-        Some(args.relay.read_token(&relay, "bridge")?)
+        let token = args.relay.read_token(&relay, "bridge")?;
+        (!is_renewed(&place, &token)).then_some(token)
     };
-    args.relay.keep_token_in(place);
-    let autostart = std::mem::take(&mut args.autostart);
+    let mut autostart = std::mem::take(&mut args.autostart);
+    if !args.relay.is_given() {
+        autostart.name_relay(&relay);
+    }
+    args.relay.settle(&relay, place);
     Config::try_from(args)?;
     autostart.install(token.as_ref())
+}
+
+/// Whether what stands in the file came of renewing this very token.
+fn is_renewed(place: &Path, token: &Secret) -> bool {
+    let kept = std::fs::read_to_string(place).ok();
+    let kept = kept.and_then(|text| Claims::peek(&Secret::new(&text)));
+    kept.zip(Claims::peek(token))
+        .is_some_and(|(kept, token)| kept.jti.is_some() && kept.jti == token.jti && kept.exp > token.exp)
 }
 
 fn run(args: Args, bars: &MultiProgress) -> Result<(), Failure> {

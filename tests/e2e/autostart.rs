@@ -326,3 +326,22 @@ async fn the_command_in_the_unit_is_a_bridge_that_connects() {
     bridge.error_line("connected").await;
     ready(&relay, "ann").await;
 }
+
+#[tokio::test]
+async fn after_a_login_the_unit_names_its_relay_and_has_its_token() {
+    let desk = Desk::new();
+    let older = desk.bridge_with("older", &[&RELAY[..], &["--install"]].concat()).await;
+    assert_eq!(older.code, Some(0), "{}", older.errors);
+    let relays = desk.path("home/.config/tunnel/relays");
+    fs::create_dir_all(&relays).unwrap();
+    fs::write(relays.join("https%3A%2F%2Frelay.example.net.token"), "of.the.login").unwrap();
+    // A token that is given is for the relay that is named beside it.
+    let unnamed = desk.bridge_with("of.another", &["--install"]).await;
+    assert_eq!(unnamed.code, Some(2), "{}", unnamed.errors);
+    assert_eq!(desk.read(TOKEN), "older\n");
+    let ended = desk.bridge(&["--install"]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.errors);
+    let line = desk.exec_start();
+    assert!(line.contains("--relay=https://relay.example.net"), "{line}");
+    assert_eq!(desk.read(TOKEN), "of.the.login\n");
+}
