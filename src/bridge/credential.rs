@@ -164,7 +164,8 @@ impl Credential {
         self.announced = None;
         if let TokenSource::File(path) = &self.source {
             if read_file(path).ok() != self.read {
-                // Somebody put another one there meanwhile: that one counts, at the next connect.
+                // Somebody put another one there meanwhile, or took it away: that counts at the next connect, and not before.
+                self.renewed = Some(fresh);
                 return;
             }
             match files::replace_private(path, format!("{}\n", fresh.expose()).as_bytes()) {
@@ -249,6 +250,23 @@ mod tests {
         assert_eq!(credential.read().unwrap().expose(), "two");
         std::fs::write(&path, "three").unwrap();
         assert_eq!(credential.read().unwrap().expose(), "three");
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_or_removed_is_left_alone_and_what_is_in_use_is_renewed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        std::fs::write(&path, "one").unwrap();
+        let mut credential = Credential::new(TokenSource::File(path.clone()));
+        credential.read().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        credential.keep(Secret::new("two"));
+        assert_eq!(credential.current().unwrap().expose(), "two");
+        assert!(!path.exists());
+        std::fs::write(&path, "another").unwrap();
+        credential.keep(Secret::new("three"));
+        assert_eq!(credential.current().unwrap().expose(), "three");
+        assert_eq!(credential.read().unwrap().expose(), "another");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! for it, which `access` hands to bridge, probe and bench.
 
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -61,6 +61,8 @@ pub(super) fn main(command: &LoginCommand) -> Result<(), Failure> {
 fn login(args: &LoginArgs) -> Result<(), Failure> {
     let relay = args.network.relay(&args.relay)?;
     let path = path(&relay).ok_or_else(no_folder)?;
+    // A code is good once: what can go wrong does so before it is given up.
+    prepare(&path).with_context(|| format!("cannot write {}; the code is still good", path.display()))?;
     let code = match &args.code {
         Some(code) => code.clone(),
         None => ask()?,
@@ -69,7 +71,14 @@ fn login(args: &LoginArgs) -> Result<(), Failure> {
     let (token, user) = runtime
         .context("cannot start the runtime")?
         .block_on(claim(args, &relay, &code))?;
-    keep(&path, &token).with_context(|| format!("cannot write {}", path.display()))?;
+    files::replace_private(&path, format!("{}\n", token.expose()).as_bytes()).with_context(|| {
+        format!(
+            "cannot write {}, and the code is used up: make another one. The operator takes the token that is lost back with:\n  \
+             tunnel relay token revoke {}",
+            path.display(),
+            id_of(&token)
+        )
+    })?;
     tell(&format!(
         "This desktop may now connect to {relay} as {}. Next: tunnel bridge",
         user.escape_debug()
@@ -133,20 +142,28 @@ fn logout(args: &LogoutArgs) -> Result<(), Failure> {
         }
         removed => removed.with_context(|| format!("cannot remove {}", path.display()))?,
     }
-    let id = token.ok().and_then(|token| Claims::peek(&Secret::new(&token))?.jti);
+    let id = token.map_or_else(|_| "ID".to_owned(), |token| id_of(&Secret::new(&token)));
     tell(&format!(
-        "The token for {relay} is forgotten here. Should somebody else have it, the relay's operator takes it back with:\n  \
-         tunnel relay token revoke {}",
-        id.unwrap_or_else(|| "ID".to_owned()).escape_debug()
+        "The token for {relay} is forgotten here. A bridge that runs with it goes on until it is stopped.\n\
+         Should somebody else have it, the relay's operator takes it back with:\n  tunnel relay token revoke {id}"
     ));
     Ok(())
 }
 
-fn keep(path: &std::path::Path, token: &Secret) -> std::io::Result<()> {
+/// The id by which the operator knows a token.
+fn id_of(token: &Secret) -> String {
+    let id = Claims::peek(token).and_then(|claims| claims.jti);
+    id.map_or_else(|| "ID".to_owned(), |id| id.escape_debug().to_string())
+}
+
+/// Makes the folder of the file, and tries whether something can be written there.
+fn prepare(path: &Path) -> std::io::Result<()> {
     if let Some(folder) = path.parent() {
         files::make_private_folder(folder)?;
     }
-    files::replace_private(path, format!("{}\n", token.expose()).as_bytes())
+    let trial = path.with_extension("trial");
+    files::replace_private(&trial, b"")?;
+    std::fs::remove_file(trial)
 }
 
 /// The file with the token for a relay, if there was a login.
