@@ -32,9 +32,12 @@ impl Rate {
         }
     }
 
-    /// The slower one.
+    /// What both allow: no more in a time than the slower one, no more at once than the one with the smaller burst.
     fn or_slower(self, other: Option<Self>) -> Self {
-        other.filter(|other| other.every > self.every).unwrap_or(self)
+        other.map_or(self, |other| Self {
+            every: self.every.max(other.every),
+            burst: self.burst.min(other.burst),
+        })
     }
 }
 
@@ -91,7 +94,10 @@ impl Buckets {
         };
         let taken = rate.map_or(Ok(()), |rate| self.take_of(rate, identity.credential));
         taken.map_err(|wait| {
-            let detail = if rate == identity.rate {
+            let is_own = identity
+                .rate
+                .is_some_and(|own| rate.is_some_and(|rate| rate.every == own.every));
+            let detail = if is_own {
                 "too many requests with this key (it was made with a limit of its own); try again in a moment"
             } else {
                 "too many requests with this token (the relay's option --rate); try again in a moment"
@@ -212,5 +218,14 @@ mod tests {
         assert_eq!(slow.or_slower(rate("20/s").ok()), slow);
         assert_eq!(rate("20/s").unwrap().or_slower(Some(slow)), slow);
         assert_eq!(slow.or_slower(None), slow);
+        let few = Rate {
+            every: SECOND / 20,
+            burst: 1,
+        };
+        let both = Rate {
+            every: SECOND / 10,
+            burst: 1,
+        };
+        assert_eq!((few.or_slower(Some(slow)), slow.or_slower(Some(few))), (both, both));
     }
 }
