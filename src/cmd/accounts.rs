@@ -1,6 +1,7 @@
 //! `tunnel relay token`, `user`, `bridges` and `kick`: who may use a relay. They work on its database; a relay that runs notices
 //! within a second.
 
+use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Context;
@@ -146,12 +147,7 @@ fn issue(args: &TokenArgs, data: &SecretArgs, database: &DatabaseArgs) -> Result
     let user = args.user.as_deref().unwrap_or_default();
     check_user(user)?;
     let (tokens, made) = data.issuer()?;
-    if let Some(path) = made {
-        tell(&format!(
-            "Made a new secret: {}\nThe token works at a relay that uses this secret: start it with the same --data-dir.",
-            path.display()
-        ));
-    }
+    tell_made(made.as_deref());
     let token = database.with_store(data, async |store| {
         await_second_after_deletion(&store, user).await?;
         let token = tokens
@@ -162,6 +158,15 @@ fn issue(args: &TokenArgs, data: &SecretArgs, database: &DatabaseArgs) -> Result
     })?;
     print(token.expose());
     Ok(())
+}
+
+pub(super) fn tell_made(secret: Option<&Path>) {
+    if let Some(path) = secret {
+        tell(&format!(
+            "Made a new secret: {}\nWhat is printed works at a relay that uses this secret: start it with the same --data-dir.",
+            path.display()
+        ));
+    }
 }
 
 /// What the store is to remember of a token.

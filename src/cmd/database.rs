@@ -154,7 +154,11 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let exit = match &error {
             StoreError::Settings(_) | StoreError::Newer { .. } => Exit::Usage,
-            StoreError::Away(_) | StoreError::Rejected(_) | StoreError::Absent | StoreError::Full => Exit::Failed,
+            StoreError::Away(_)
+            | StoreError::Rejected(_)
+            | StoreError::Absent
+            | StoreError::Full
+            | StoreError::ShutOut => Exit::Failed,
         };
         Self::new(exit, error)
     }

@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::Subcommand;
 use fast_qr::{QRBuilder, QRCode};
 
-use super::accounts::{Expiry, ListArgs, await_second_after_deletion, check_user, expiry, label, time};
+use super::accounts::{Expiry, ListArgs, await_second_after_deletion, check_user, expiry, label, tell_made, time};
 use super::database::DatabaseArgs;
 use super::secret::SecretArgs;
 use super::{Failure, print, tell};
@@ -12,10 +12,10 @@ use crate::relay::auth::caller_keys;
 use crate::relay::auth::tokens::now;
 use crate::relay::host::PublicUrl;
 use crate::relay::keys::{Wish, make};
-use crate::relay::pairing::{CODE_LIFE, TOKEN_LIFE, code_hash, make_code};
+use crate::relay::pairing::{CODE_LIFE, make_code, plain};
 use crate::relay::rate::Rate;
 use crate::relay::store::StoreError;
-use crate::relay::store::keys::{Code, Key};
+use crate::relay::store::keys::{Code, Key, Maker};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -107,8 +107,9 @@ fn add(args: &AddArgs, data: &SecretArgs, database: &DatabaseArgs) -> Result<(),
             rate: args.rate.clone(),
             expires: args.expires.0.map(|life| now().saturating_add(life.as_secs())),
         };
-        let (key, kept) = make(&args.user, wish).map_err(|error| Failure::usage(error.detail))?;
-        store.add_key(&kept, &caller_keys::hash(key.expose())).await?;
+        let maker = Maker::operator();
+        let (key, kept) = make(&args.user, &maker, wish).map_err(|error| Failure::usage(error.detail))?;
+        store.add_key(&kept, &caller_keys::hash(key.expose()), &maker).await?;
         Ok(key)
     })?;
     print(key.expose());
@@ -145,15 +146,18 @@ fn shown(code: &QRCode) -> String {
 /// `tunnel relay pair`.
 pub(super) fn pair(args: &PairArgs, data: &SecretArgs, database: &DatabaseArgs) -> Result<(), Failure> {
     check_user(&args.user)?;
+    let (tokens, made) = data.issuer()?;
+    tell_made(made.as_deref());
     let code = database.with_store(data, async |store| {
         await_second_after_deletion(&store, &args.user).await?;
         let code = make_code().context("no random numbers to be had")?;
+        let hash = tokens.code_hashes(&plain(&code)).swap_remove(0);
         let kept = Code {
             user: args.user.clone(),
-            life: TOKEN_LIFE.as_secs(),
+            maker: Maker::operator(),
         };
         let expires = now() + CODE_LIFE.as_secs();
-        store.add_code(&kept, &code_hash(&code), expires).await?;
+        store.add_code(&kept, &hash, expires).await?;
         Ok(code)
     })?;
     tell(&format!(

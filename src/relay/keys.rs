@@ -11,7 +11,7 @@ use super::error::{Code, Error};
 use super::own::{json_response, read_json, store, store_error};
 use super::rate::Rate;
 use super::registry::InFlight;
-use super::store::keys::Key;
+use super::store::keys::{Key, Maker};
 use crate::token::Secret;
 use crate::transport::{Body, empty, is_bridge_name};
 
@@ -41,7 +41,7 @@ pub fn is_label(text: &str) -> bool {
 ///
 /// # Errors
 /// `bad_request` for what no key can be.
-pub fn make(user: &str, wish: Wish) -> Result<(Secret, Key), Error> {
+pub fn make(user: &str, maker: &Maker, wish: Wish) -> Result<(Secret, Key), Error> {
     let bad = |detail: String| Error::new(Code::BadRequest, detail);
     if !wish.label.as_deref().is_none_or(is_label) {
         return Err(bad(format!(
@@ -70,6 +70,7 @@ pub fn make(user: &str, wish: Wish) -> Result<(Secret, Key), Error> {
         expires: wish.expires,
         last_used: None,
         revoked: None,
+        maker: maker.id.clone(),
     };
     Ok((key, kept))
 }
@@ -90,10 +91,12 @@ pub async fn add(relay: &Relay, request: Request<Incoming>) -> Result<Response<B
         }
         wish.expires.get_or_insert(most);
     }
-    let (key, kept) = make(&maker.user, wish)?;
-    let added = store(relay)?.add_key(&kept, &caller_keys::hash(key.expose())).await;
+    let (user, maker) = (&maker.user, Maker::from(&maker));
+    let (key, kept) = make(user, &maker, wish)?;
+    let hash = caller_keys::hash(key.expose());
+    let added = store(relay)?.add_key(&kept, &hash, &maker).await;
     added.map_err(|error| store_error(&error))?;
-    tracing::info!(user = %maker.user, id = kept.id, "a key was made");
+    tracing::info!(%user, id = kept.id, "a key was made");
     let mut answer = json!(kept);
     answer["key"] = key.expose().into();
     Ok(json_response(StatusCode::CREATED, &answer))
@@ -144,7 +147,7 @@ mod tests {
         let wish = |json: &str| {
             serde_json::from_str::<Wish>(json)
                 .ok()
-                .and_then(|wish| make("ann", wish).ok())
+                .and_then(|wish| make("ann", &Maker::operator(), wish).ok())
         };
         let (key, kept) = wish(r#"{"label":"phone","bridge":"box","rate":"20/s"}"#).unwrap();
         assert!(caller_keys::is_one(key.expose()) && !format!("{kept:?}").contains(key.expose()));

@@ -56,10 +56,10 @@ pub fn version() -> Response<Body> {
     )
 }
 
-/// `POST /-/token/renew`: a fresh token of the same user, scope and length.
+/// `POST /-/token/renew`: a fresh token of the same user, scope and length. One that may make others ends when it was to.
 ///
 /// # Errors
-/// `unauthorized`, `rate_limited`.
+/// `unauthorized`, `forbidden`, `rate_limited`.
 pub fn renew_token(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
     let identity = auth::anyone(&relay.tokens, headers)?;
     if identity.is_key() {
@@ -67,6 +67,10 @@ pub fn renew_token(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>,
             Code::Forbidden,
             "a key is not renewed: it is valid until it ends or is revoked",
         ));
+    }
+    if identity.scopes.manage {
+        let detail = "a token with the scope manage is not renewed; ask the operator of the relay for a new one";
+        return Err(Error::new(Code::Forbidden, detail).because("token with the scope manage"));
     }
     relay.buckets.take(&identity)?;
     let (token, expires) = relay
@@ -171,6 +175,10 @@ pub(super) fn store_error(error: &StoreError) -> Error {
     match error {
         StoreError::Absent => Error::new(Code::NotFound, "there is none of this id"),
         StoreError::Full => Error::new(Code::Forbidden, error.to_string()),
+        StoreError::ShutOut => {
+            let detail = "this user or this token is not let in any more; ask the operator of the relay";
+            Error::new(Code::Forbidden, detail).because("shut out meanwhile")
+        }
         error => {
             tracing::warn!(%error, "the database did not do what was asked for");
             store_away()

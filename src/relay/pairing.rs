@@ -1,7 +1,7 @@
 //! `/-/pair` and `/-/pair/claim`: a code that is good once, and for minutes, becomes the token of a bridge; so a desktop is let in
 //! where nobody can carry a token to it.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,14 +15,13 @@ use tokio::time::Instant;
 
 use super::Relay;
 use super::auth::Scopes;
-use super::auth::caller_keys::hash;
 use super::auth::tokens::now;
 use super::error::{Code, Error};
 use super::keys::{is_label, manager};
 use super::own::{json_response, read_json, store, store_error};
-use super::store::StoreError;
 use super::store::accounts::Token;
-use super::store::keys;
+use super::store::keys::{self, Maker};
+use super::store::{Store, StoreError};
 use crate::random;
 use crate::token::{Claims, Secret};
 use crate::transport::Body;
@@ -34,7 +33,7 @@ pub const TOKEN_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 const LETTERS: usize = 8;
 /// Wrong codes in a minute: from one address, and from all together.
 const WRONG_OF_ADDRESS: usize = 5;
-const WRONG_OF_ALL: usize = 60;
+const WRONG_OF_ALL: usize = 6000;
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// A fresh code, as it is shown.
@@ -47,16 +46,15 @@ pub fn make_code() -> io::Result<String> {
     Ok(format!("{first}-{second}"))
 }
 
-/// What is kept of a code, however it was typed.
-pub fn code_hash(code: &str) -> String {
+/// A code as it is compared, however it was typed.
+pub fn plain(code: &str) -> String {
     let letters = code.chars().filter(char::is_ascii_alphanumeric);
     let plain = letters.map(|letter| match letter.to_ascii_lowercase() {
         'o' => '0',
         'i' | 'l' => '1',
         letter => letter,
     });
-    // A prefix, so that it is the hash of nothing else.
-    hash(&format!("pair {}", plain.collect::<String>()))
+    plain.collect()
 }
 
 /// `POST /-/pair`: a code for a bridge of the user.
@@ -66,13 +64,14 @@ pub fn code_hash(code: &str) -> String {
 pub async fn pair(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
     let (maker, _asking) = manager(relay, headers)?;
     let code = make_code().map_err(|_| Error::new(Code::Overloaded, "no random numbers to be had"))?;
-    let expires = now() + CODE_LIFE.as_secs();
-    let left = maker.expires.map_or(u64::MAX, |end| end.saturating_sub(now()).max(1));
+    let expires = maker.expires.unwrap_or(u64::MAX).min(now() + CODE_LIFE.as_secs());
     let kept = keys::Code {
         user: maker.user.to_string(),
-        life: left.min(TOKEN_LIFE.as_secs()),
+        maker: Maker::from(&maker),
     };
-    let added = store(relay)?.add_code(&kept, &code_hash(&code), expires).await;
+    // The first one is that of the secret that signs.
+    let hash = relay.tokens.code_hashes(&plain(&code)).swap_remove(0);
+    let added = store(relay)?.add_code(&kept, &hash, expires).await;
     added.map_err(|error| store_error(&error))?;
     Ok(json_response(
         StatusCode::CREATED,
@@ -104,15 +103,12 @@ pub async fn claim(relay: &Relay, address: IpAddr, request: Request<Incoming>) -
 
 async fn give(relay: &Relay, claim: &Claim) -> Result<Response<Body>, Error> {
     let store = store(relay)?;
-    let hash = code_hash(&claim.code);
-    let code = store.code(&hash).await.map_err(|error| store_error(&error))?;
-    let code = code.ok_or_else(wrong_code)?;
-    let life = Duration::from_secs(code.life);
-    let token = relay.tokens.issue(&code.user, Scopes::BRIDGE, Some(life));
+    let (hash, code) = find(relay, store, &claim.code).await?;
+    let token = relay.tokens.issue(&code.user, Scopes::BRIDGE, Some(life(&code)?));
     let token = token.map_err(|error| Error::new(Code::Overloaded, error.to_string()))?;
     let kept = described(&token, claim.name.as_deref());
-    store.claim(&hash, &kept).await.map_err(|error| match error {
-        StoreError::Absent => wrong_code(),
+    store.claim(&hash, &code, &kept).await.map_err(|error| match error {
+        StoreError::Absent | StoreError::ShutOut => wrong_code(),
         error => store_error(&error),
     })?;
     tracing::info!(user = code.user, id = kept.id, "a desktop was paired");
@@ -120,6 +116,26 @@ async fn give(relay: &Relay, claim: &Claim) -> Result<Response<Body>, Error> {
         StatusCode::OK,
         &json!({"token": token.expose(), "user": code.user}),
     ))
+}
+
+/// A code that can be claimed, and the hash by which it is kept.
+async fn find(relay: &Relay, store: &Store, code: &str) -> Result<(String, keys::Code), Error> {
+    for hash in relay.tokens.code_hashes(&plain(code)) {
+        let found = store.code(&hash).await.map_err(|error| store_error(&error))?;
+        if let Some(code) = found {
+            return Ok((hash, code));
+        }
+    }
+    Err(wrong_code())
+}
+
+/// How long the token lives that a code is given up for: no longer than the one that made the code.
+fn life(code: &keys::Code) -> Result<Duration, Error> {
+    match code.maker.expires.map(|end| end.saturating_sub(now())) {
+        None => Ok(TOKEN_LIFE),
+        Some(0) => Err(wrong_code()),
+        Some(left) => Ok(TOKEN_LIFE.min(Duration::from_secs(left))),
+    }
 }
 
 /// What the store is to remember of a token that was just signed here.
@@ -146,10 +162,19 @@ fn wrong_code() -> Error {
     Error::new(Code::Unauthorized, detail).because("pairing code not good")
 }
 
-/// The wrong codes of the last minute, and from where. A code is counted before it is looked at: many at once are as few as one
-/// after the other.
+/// The wrong codes of this minute, and from where. A code is counted before it is looked at: many at once are as few as one after
+/// the other.
 #[derive(Debug, Default)]
-pub struct WrongCodes(Mutex<VecDeque<(Instant, IpAddr)>>);
+pub struct WrongCodes(Mutex<Counted>);
+
+#[derive(Debug, Default)]
+struct Counted {
+    /// When the first of them came.
+    since: Option<Instant>,
+    all: usize,
+    /// No more than there may be of all.
+    of: HashMap<IpAddr, usize>,
+}
 
 impl WrongCodes {
     /// Counts one.
@@ -157,49 +182,44 @@ impl WrongCodes {
     /// # Errors
     /// `rate_limited`, with the time after which there is room for one more.
     fn begin(&self, address: IpAddr) -> Result<(), Error> {
-        let (now, address) = (Instant::now(), network(address));
-        let mut wrong = self.lock();
-        while wrong
-            .front()
-            .is_some_and(|(when, _)| now.duration_since(*when) >= MINUTE)
-        {
-            wrong.pop_front();
+        let mut counted = self.lock();
+        let now = Instant::now();
+        let age = counted.since.map_or(MINUTE, |since| now.duration_since(since));
+        if age >= MINUTE {
+            *counted = Counted {
+                since: Some(now),
+                ..Counted::default()
+            };
         }
-        let of_address: Vec<_> = wrong.iter().filter(|(_, other)| *other == address).collect();
-        let oldest = if of_address.len() >= WRONG_OF_ADDRESS {
-            of_address.first().map(|(when, _)| *when)
-        } else if wrong.len() >= WRONG_OF_ALL {
-            wrong.front().map(|(when, _)| *when)
-        } else {
-            None
-        };
-        if let Some(oldest) = oldest {
-            let wait = MINUTE.saturating_sub(now.duration_since(oldest));
+        let network = network(address);
+        let of_network = counted.of.get(&network).copied().unwrap_or_default();
+        if of_network >= WRONG_OF_ADDRESS || counted.all >= WRONG_OF_ALL {
             let detail = "too many wrong codes; try again in a minute";
-            return Err(Error::new(Code::RateLimited, detail).retry_after(wait));
+            return Err(Error::new(Code::RateLimited, detail).retry_after(MINUTE.saturating_sub(age)));
         }
-        wrong.push_back((now, address));
+        counted.all += 1;
+        counted.of.insert(network, of_network + 1);
         Ok(())
     }
 
     /// It was not wrong.
     fn forgive(&self, address: IpAddr) {
-        let address = network(address);
-        let mut wrong = self.lock();
-        if let Some(last) = wrong.iter().rposition(|(_, other)| *other == address) {
-            wrong.remove(last);
+        let mut counted = self.lock();
+        if let Some(of_network) = counted.of.get_mut(&network(address)).filter(|count| **count > 0) {
+            *of_network -= 1;
+            counted.all = counted.all.saturating_sub(1);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(Instant, IpAddr)>> {
+    fn lock(&self) -> MutexGuard<'_, Counted> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Whoever has one IPv6 address has 2^64 of them.
+/// Whoever is given IPv6 addresses is given up to a /48 of them.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 80 << 80).into(),
         address => address,
     }
 }
@@ -213,32 +233,49 @@ mod tests {
         let code = make_code().unwrap();
         assert_eq!((code.len(), code.find('-')), (9, Some(4)));
         assert_eq!(
-            code_hash(&code),
-            code_hash(&format!(" {}", code.to_lowercase().replace('-', " ")))
+            plain(&code),
+            plain(&format!(" {}", code.to_lowercase().replace('-', " ")))
         );
-        assert_eq!(code_hash("0110-ABCD"), code_hash("oilo-abcd"));
-        assert_ne!(code_hash("0110-ABCD"), code_hash("0110-ABCE"));
+        assert_eq!(plain("0110-ABCD"), plain("oilo-abcd"));
+        assert_ne!(plain("0110-ABCD"), plain("0110-ABCE"));
+    }
+
+    #[test]
+    fn a_token_lives_no_longer_than_the_one_that_made_the_code() {
+        let of = |expires| {
+            let maker = Maker {
+                expires,
+                ..Maker::operator()
+            };
+            life(&keys::Code {
+                user: "ann".into(),
+                maker,
+            })
+        };
+        assert_eq!(of(None).ok(), Some(TOKEN_LIFE));
+        assert_eq!(of(Some(u64::MAX)).ok(), Some(TOKEN_LIFE));
+        assert!(of(Some(now() + 60)).unwrap() <= Duration::from_secs(60));
+        assert!(of(Some(now())).is_err());
     }
 
     #[tokio::test(start_paused = true)]
     async fn wrong_codes_are_few_from_one_address_and_from_all() {
         let wrong = WrongCodes::default();
-        let of = |n: usize| wrong.begin(IpAddr::from([10, 0, 0, u8::try_from(n).unwrap()])).is_ok();
+        let of = |n: u32| wrong.begin(std::net::Ipv4Addr::from_bits(n).into()).is_ok();
         assert_eq!((0..100).filter(|_| of(1)).count(), WRONG_OF_ADDRESS);
         assert_eq!(
-            (0..100).filter(|n| of(2 + n % 50)).count(),
+            (0..10_000).filter(|n| of(2 + n)).count(),
             WRONG_OF_ALL - WRONG_OF_ADDRESS
         );
-        wrong.forgive([10, 0, 0, 1].into());
+        wrong.forgive(std::net::Ipv4Addr::from_bits(1).into());
         assert!(of(1) && !of(1));
         tokio::time::advance(MINUTE).await;
         assert!(of(1));
-        let of_network = |host: u16| {
-            wrong
-                .begin(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, host).into())
-                .is_ok()
+        let of_network = |net: u16| {
+            let address = Ipv6Addr::new(0x2001, 0xdb8, 0, net, 0, 0, 0, net);
+            wrong.begin(address.into()).is_ok()
         };
-        assert_eq!((0..100).filter(|host| of_network(*host)).count(), WRONG_OF_ADDRESS);
-        assert!(wrong.lock().len() <= WRONG_OF_ALL);
+        assert_eq!((0..100).filter(|net| of_network(*net)).count(), WRONG_OF_ADDRESS);
+        assert!(wrong.lock().of.len() <= WRONG_OF_ALL);
     }
 }

@@ -13,7 +13,7 @@ use tunnel::bridge::config::TokenSource;
 use tunnel::token::{Claims, Secret};
 use tunnel::transport::{empty, full};
 
-use crate::harness::accounts::{Database, EACH, Site};
+use crate::harness::accounts::{Database, EACH, Site, id_of};
 use crate::harness::bridge::Transport;
 use crate::harness::{Caller, TestBridge, Upstream, chunk, get, json as read_json, on_each_transport, text, within};
 
@@ -279,4 +279,77 @@ async fn a_key_is_drawn_for_a_phone_with_the_relays_address() {
     assert_eq!(without.code, Some(2));
     assert!(without.errors.contains("--public-url"), "{}", without.errors);
     assert_eq!(site.list(&["key", "list"]).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_token_that_may_manage_is_not_renewed_and_who_is_shut_out_makes_nothing() {
+    for database in EACH {
+        let site = Site::new(database).await;
+        let _relay = site.relay().await;
+        let manager = site.output(&["token", "--user", "ann", "--scope", "manage"]).await;
+        let (status, refused) = send(&site, &manager, Method::POST, "/-/token/renew", Value::Null).await;
+        assert_eq!(status, 403);
+        assert!(refused.to_string().contains("scope manage is not renewed"), "{refused}");
+        let (_, made) = send(&site, &manager, Method::POST, "/-/keys", json!({})).await;
+        assert_eq!(made["maker"], id_of(&manager));
+        let listed = site.list(&["key", "list"]).await;
+        assert_eq!(listed[0]["maker"], id_of(&manager));
+        let (_, pair) = send(&site, &manager, Method::POST, "/-/pair", Value::Null).await;
+        site.output(&["token", "revoke", &id_of(&manager)]).await;
+        // At once: the relay need not have noticed.
+        for path in ["/-/keys", "/-/pair"] {
+            let (status, _) = send(&site, &manager, Method::POST, path, json!({})).await;
+            assert!([401, 403].contains(&status), "{path}: {status}");
+        }
+        let claim = json!({"code": pair["code"]});
+        assert_eq!(send(&site, "", Method::POST, "/-/pair/claim", claim).await.0, 401);
+        assert_eq!(site.list(&["key", "list"]).await.len(), 1);
+
+        let code = site.output(&["pair", "--user", "ann"]).await;
+        site.output(&["user", "disable", "ann"]).await;
+        for order in [["key", "add"], ["pair", ""]] {
+            let arguments: Vec<_> = order.into_iter().filter(|word| !word.is_empty()).collect();
+            let refused = site.run(&[&arguments[..], &["--user", "ann"]].concat()).await;
+            assert!(refused.errors.contains("this user is disabled"), "{}", refused.errors);
+        }
+        let claim = json!({"code": code});
+        assert_eq!(send(&site, "", Method::POST, "/-/pair/claim", claim).await.0, 401);
+        assert_eq!(site.list(&["token", "list"]).await.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_ended_meanwhile_still_cuts_its_stream_when_it_is_revoked() {
+    let site = Site::new(Database::Sqlite).await;
+    let _relay = site.relay().await;
+    let upstream = Upstream::scripted().await;
+    let _bridge = TestBridge::between(site.address, upstream.address)
+        .token(TokenSource::Given(Secret::new(&site.token("ann").await)))
+        .start()
+        .await;
+    let phone = key(&site, &["--expires", "3s"]).await;
+    within("the key to be known", async {
+        while site.caller(&phone).await.get("/api/bridge/usage").await.status() != 200 {}
+    })
+    .await;
+    let mut caller = site.caller(&phone).await;
+    let (answer, mut response) = tokio::join!(
+        async { upstream.next().await.begin(Response::builder()) },
+        caller.post("/api/chat", "{}"),
+    );
+    answer.send("one").await;
+    assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "one");
+    within("the key's end", async {
+        while site.caller(&phone).await.get("/api/bridge/usage").await.status() != 401 {}
+    })
+    .await;
+    // Whatever else is ordered, what began in time goes on.
+    key(&site, &[]).await;
+    answer.send("two").await;
+    assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "two");
+    let listed = site.list(&["key", "list"]).await;
+    let ended = listed.iter().find(|key| key["expires"].is_u64()).unwrap();
+    site.output(&["key", "revoke", ended["id"].as_str().unwrap()]).await;
+    let broken = within("the stream's end", chunk(&mut response)).await;
+    assert!(broken.unwrap().is_err(), "broken visibly");
 }

@@ -195,3 +195,45 @@ async fn a_login_is_asked_for_its_code_and_serves_the_only_relay_or_the_one_that
         .await;
     assert_eq!((named.code, desktop.kept()), (Some(0), vec![kept]));
 }
+
+#[tokio::test]
+async fn a_token_that_is_given_is_never_sent_to_the_relay_of_a_login() {
+    let site = Site::new(Database::Sqlite).await;
+    let _relay = site.relay().await;
+    let desktop = Desktop::beside(&site);
+    let code = site.output(&["pair", "--user", "ann"]).await;
+    assert_eq!(desktop.login(&code).await.code, Some(0));
+    let file = desktop.home.path().join("token");
+    std::fs::write(&file, "meant for another relay").unwrap();
+    for part in ["bridge", "probe"] {
+        let mut with_variable = command(desktop.home.path(), &[part]);
+        with_variable.env("TUNNEL_TOKEN", "meant for another relay");
+        let with_file = command(desktop.home.path(), &[part, "--token-file", file.to_str().unwrap()]);
+        for command in [with_variable, with_file] {
+            let refused = run(command).await;
+            assert_eq!(refused.code, Some(2), "{}", refused.errors);
+            assert!(
+                refused.errors.contains("the relay's address is needed"),
+                "{}",
+                refused.errors
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_login_that_could_not_be_kept_uses_up_no_code() {
+    let site = Site::new(Database::Sqlite).await;
+    let _relay = site.relay().await;
+    let desktop = Desktop::beside(&site);
+    let code = site.output(&["pair", "--user", "ann"]).await;
+    let folder = desktop.home.path().join(".config/tunnel");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("relays"), "in the way").unwrap();
+    let failed = desktop.login(&code).await;
+    assert_eq!(failed.code, Some(1), "{}", failed.errors);
+    assert!(failed.errors.contains("the code is still good"), "{}", failed.errors);
+    std::fs::remove_file(folder.join("relays")).unwrap();
+    assert_eq!(desktop.login(&code).await.code, Some(0));
+    assert_eq!(desktop.kept().len(), 1, "and nothing else");
+}

@@ -36,7 +36,7 @@ pub fn is_one(text: &str) -> bool {
     text.starts_with(PREFIX)
 }
 
-/// What is kept of a key, or of a code.
+/// What is kept of a key.
 pub fn hash(text: &str) -> String {
     URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, text.as_bytes()))
 }
@@ -75,7 +75,7 @@ impl CallerKey {
     }
 }
 
-/// All keys that are valid.
+/// All keys that are valid, and those that ended of late.
 #[derive(Clone, Default)]
 pub struct CallerKeys {
     by_hash: HashMap<Box<str>, CallerKey>,

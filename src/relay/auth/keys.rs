@@ -17,6 +17,8 @@ pub struct Keys {
 pub(super) struct Key {
     pub(super) id: KeyId,
     pub(super) verifying: DecodingKey,
+    /// What codes are kept with.
+    pub(super) codes: hmac::Key,
 }
 
 impl Keys {
@@ -26,6 +28,7 @@ impl Keys {
         let key = |secret: &[u8]| Key {
             id: KeyId::of(secret),
             verifying: DecodingKey::from_secret(secret),
+            codes: hmac::Key::new(hmac::HMAC_SHA256, derive(secret, b"tunnel pairing code").as_ref()),
         };
         Self {
             signing: EncodingKey::from_secret(secret),

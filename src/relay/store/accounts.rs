@@ -35,7 +35,8 @@ const USERS: &str = "SELECT name, first_seen, disabled, \
     (SELECT count(*) FROM keys WHERE keys.user_name = users.name AND revoked IS NULL \
         AND (expires IS NULL OR expires > $1)), \
     (SELECT count(*) FROM bridges WHERE bridges.user_name = users.name) \
-    FROM users WHERE deleted IS NULL OR EXISTS (SELECT 1 FROM tokens WHERE tokens.user_name = users.name) ORDER BY name";
+    FROM users WHERE deleted IS NULL OR EXISTS (SELECT 1 FROM tokens WHERE tokens.user_name = users.name) \
+    OR EXISTS (SELECT 1 FROM keys WHERE keys.user_name = users.name) ORDER BY name";
 const DISABLE: &str = "UPDATE users SET disabled = $1 WHERE name = $2 AND disabled IS NULL";
 const ENABLE: &str = "UPDATE users SET disabled = NULL WHERE name = $1 AND disabled IS NOT NULL";
 const DELETE: &str = "UPDATE users SET deleted = $1, disabled = NULL WHERE name = $2";
@@ -75,7 +76,7 @@ pub struct Token {
     pub revoked: Option<u64>,
 }
 
-/// Somebody who has tokens.
+/// Somebody who has tokens or keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct User {
@@ -230,7 +231,8 @@ impl Store {
     /// `Absent` when that is so already, `Away`.
     pub async fn disable(&self, user: &str) -> Result<(), StoreError> {
         let disable = Statement::new(DISABLE, [now().into(), user.into()]).must_touch();
-        let statements = vec![add_user(user), disable, Statement::new(TOUCH, [])];
+        let codes = Statement::new(DELETE_CODES, [user.into()]);
+        let statements = vec![add_user(user), disable, codes, Statement::new(TOUCH, [])];
         self.driver.write(statements).await
     }
 
@@ -253,10 +255,10 @@ impl Store {
         let statements = vec![
             add_user(user),
             Statement::new(DELETE, [now.into(), user.into()]),
+            of_user(DELETE_CODES),
             Statement::new(DELETE_TOKENS, [now.into(), user.into()]),
             of_user(DELETE_KICKS),
             of_user(DELETE_KEYS),
-            of_user(DELETE_CODES),
             of_user(DELETE_BRIDGES),
             Statement::new(TOUCH, []),
         ];

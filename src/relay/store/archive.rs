@@ -46,6 +46,7 @@ const TABLES: &[Table] = &[
             "expires",
             "last_used",
             "revoked",
+            "maker",
         ],
     },
     Table {
@@ -88,7 +89,7 @@ const TABLES: &[Table] = &[
 ];
 
 const ANYTHING: &str = "SELECT (SELECT count(*) FROM users) + (SELECT count(*) FROM tokens) \
-    + (SELECT count(*) FROM keys) + (SELECT count(*) FROM bridges) + (SELECT count(*) FROM usage)";
+    + (SELECT count(*) FROM keys) + (SELECT count(*) FROM codes) + (SELECT count(*) FROM bridges) + (SELECT count(*) FROM usage)";
 
 /// One row of one table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,7 +172,11 @@ impl Store {
     /// `Away`.
     pub async fn clear(&self) -> Result<(), StoreError> {
         let clear = |table: &Table| Statement::new(format!("DELETE FROM {}", table.name), []);
-        self.driver.write(TABLES.iter().map(clear).collect()).await
+        // Codes end within minutes: none is kept, and none may outlast what it belongs to.
+        let codes = Statement::new("DELETE FROM codes", []);
+        self.driver
+            .write(TABLES.iter().map(clear).chain([codes]).collect())
+            .await
     }
 
     /// Puts entries in, all of these or none.

@@ -19,7 +19,7 @@ pub(super) trait Driver: fmt::Debug + Send + Sync {
     /// Runs the statements in one transaction.
     ///
     /// # Errors
-    /// [`StoreError::Absent`] when one that must touch a row touched none; then nothing is changed.
+    /// What a statement that must touch a row says to it that it touched none; then nothing is changed.
     async fn write(&self, statements: Vec<Statement>) -> Result<(), StoreError>;
 
     /// The rows that a query finds.
@@ -46,8 +46,8 @@ pub(super) struct Applied {
 pub(super) struct Statement {
     pub sql: Cow<'static, str>,
     pub values: Vec<Value>,
-    /// Whether it is an error that no row is touched.
-    pub must_touch: bool,
+    /// Which error it is that no row is touched, if it is one.
+    pub untouched: Option<fn() -> StoreError>,
 }
 
 impl Statement {
@@ -55,13 +55,18 @@ impl Statement {
         Self {
             sql: sql.into(),
             values: values.into(),
-            must_touch: false,
+            untouched: None,
         }
     }
 
+    /// It is [`StoreError::Absent`] that no row is touched.
     pub(super) fn must_touch(self) -> Self {
+        self.must_touch_or(|| StoreError::Absent)
+    }
+
+    pub(super) fn must_touch_or(self, error: fn() -> StoreError) -> Self {
         Self {
-            must_touch: true,
+            untouched: Some(error),
             ..self
         }
     }

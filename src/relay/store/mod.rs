@@ -57,6 +57,9 @@ pub enum StoreError {
     /// There are as many of the kind as may be.
     #[error("there are as many as may be; some must end or be revoked first")]
     Full,
+    /// The user was disabled or deleted, or the token that asks was revoked.
+    #[error("this user is disabled or was deleted, or the token that asks was revoked")]
+    ShutOut,
 }
 
 impl StoreError {

@@ -180,8 +180,8 @@ impl Driver for Postgres {
             // Asked for at once, they are sent at once, and run one after the other.
             let running = statements.iter().zip(&prepared).map(async |(statement, prepared)| {
                 let touched = execute(&transaction, prepared, &statement.values).await?;
-                if touched == 0 && statement.must_touch {
-                    return Err(StoreError::Absent);
+                if let (0, Some(error)) = (touched, statement.untouched) {
+                    return Err(error());
                 }
                 Ok(())
             });

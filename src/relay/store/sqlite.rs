@@ -120,8 +120,8 @@ impl Driver for Sqlite {
             for statement in &statements {
                 let mut prepared = transaction.prepare_cached(&statement.sql)?;
                 let touched = prepared.execute(params_from_iter(&statement.values))?;
-                if touched == 0 && statement.must_touch {
-                    return Err(StoreError::Absent);
+                if let (0, Some(error)) = (touched, statement.untouched) {
+                    return Err(error());
                 }
             }
             Ok(transaction.commit()?)

@@ -297,7 +297,7 @@ impl Store {
             Statement::new(PRUNE_DELETED_USAGE, []),
             Statement::new(PRUNE_TOKENS, [traces.into()]),
             Statement::new(PRUNE_KEYS, [traces.into()]),
-            Statement::new(PRUNE_CODES, [traces.into()]),
+            Statement::new(PRUNE_CODES, [now().into()]),
             Statement::new(PRUNE_BRIDGES, [traces.into()]),
             Statement::new(PRUNE_MANY_BRIDGES, [(MOST_BRIDGES / 2).into()]),
             Statement::new(PRUNE_KICKS, []),

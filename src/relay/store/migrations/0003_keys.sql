@@ -1,4 +1,4 @@
--- Keys for callers and codes for pairing. Of both only the SHA-256 is kept.
+-- Keys for callers and codes for pairing. Of a key only the SHA-256 is kept, of a code an HMAC.
 
 CREATE TABLE keys (
     id text PRIMARY KEY,
@@ -12,7 +12,9 @@ CREATE TABLE keys (
     issued bigint NOT NULL,
     expires bigint,
     last_used bigint,
-    revoked bigint
+    revoked bigint,
+    -- The id of the token that made it; the operator did, if none.
+    maker text
 );
 
 CREATE INDEX keys_of_user ON keys (user_name);
@@ -21,6 +23,10 @@ CREATE TABLE codes (
     hash text PRIMARY KEY,
     user_name text NOT NULL,
     expires bigint NOT NULL,
-    -- How long the token lives that it is given for, seconds.
-    life bigint NOT NULL
+    -- The id of the token that made it; the operator did, if none.
+    maker text,
+    -- When that token was issued; when the code was made, if the operator did.
+    maker_issued bigint NOT NULL,
+    -- When that token ends.
+    maker_expires bigint
 );
