@@ -15,7 +15,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RelayArgs {
-    /// The relay's address, as in https://relay.example.com [default for bridge and probe: the only one with a login]
+    /// The relay's address, as in https://relay.example.com [default for bridge and probe: the only one with a
+    /// login, where no token is given]
     #[arg(long, value_name = "URL")]
     relay: Option<String>,
     /// A file with the token; a bridge reads it again at each connect, and writes the token there when it is renewed

@@ -327,7 +327,7 @@ async fn a_key_that_ended_meanwhile_still_cuts_its_stream_when_it_is_revoked() {
         .token(TokenSource::Given(Secret::new(&site.token("ann").await)))
         .start()
         .await;
-    let phone = key(&site, &["--expires", "3s"]).await;
+    let phone = key(&site, &["--expires", "6s"]).await;
     within("the key to be known", async {
         while site.caller(&phone).await.get("/api/bridge/usage").await.status() != 200 {}
     })
