@@ -82,10 +82,10 @@ async fn a_code_is_claimed_once(store: &Store) {
         Err(StoreError::Absent)
     ));
     for n in 0..10 {
-        store.add_code(&code("carl"), &format!("c{n}"), FAR_AWAY).await.unwrap();
+        store.add_code(&code("gina"), &format!("c{n}"), FAR_AWAY).await.unwrap();
     }
     assert!(matches!(
-        store.add_code(&code("carl"), "c10", FAR_AWAY).await,
+        store.add_code(&code("gina"), "c10", FAR_AWAY).await,
         Err(StoreError::Full)
     ));
 }
