@@ -85,8 +85,9 @@ impl Desk {
 
 /// Not if it only waits for somebody to ask how it ended.
 fn is_alive(process: Pid) -> bool {
-    let words = fs::read(format!("/proc/{}/cmdline", process.as_raw_nonzero()));
-    words.is_ok_and(|words| !words.is_empty())
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())).unwrap_or_default();
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 on_each_transport! {
