@@ -137,15 +137,15 @@ impl Keeper {
 
     /// Works for as long as the relay runs.
     pub async fn keep(&self, relay: &Relay) {
-        while self.store().is_none() {
+        let store = loop {
+            if let Some(store) = self.store() {
+                break store;
+            }
             let opened = self.open(&relay.tokens).await;
             self.note_reading(&opened);
             if opened.is_err() {
                 sleep(AWAY).await;
             }
-        }
-        let Some(store) = self.store() else {
-            return;
         };
         tokio::join!(
             self.follow(store, relay),
