@@ -114,17 +114,12 @@ async fn ask(
     }
     let identity = auth::caller(&relay.tokens, request.headers())?;
     record.set_identity(&identity);
-    relay.buckets.take(&identity)?;
-    let limits = &relay.config.limits;
-    let user = relay
-        .registry
-        .enter(&identity.user, limits.in_flight_per_user)
-        .ok_or_else(|| Error::new(Code::Overloaded, "you have as many requests in flight as one user may"))?;
+    let user = relay.admit(&identity)?;
     let wanted = reachable(&identity, target.bridge.as_deref())?;
     let activity = Activity::begin();
     let upload = Arc::clone(record.upload());
     let request = outgoing(relay, caller, &target, request, &activity, &upload)?;
-    let mut idle = IdleLimit::new(activity.clone(), limits.idle);
+    let mut idle = IdleLimit::new(activity.clone(), relay.config.limits.idle);
     let mut cut = cut(relay, &identity);
     let (response, bridge) = tokio::select! {
         biased;

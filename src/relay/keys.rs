@@ -130,11 +130,7 @@ pub async fn revoke(relay: &Relay, headers: &HeaderMap, id: &str) -> Result<Resp
 /// Who may make keys and codes; counted among the user's requests.
 pub(super) fn manager(relay: &Relay, headers: &HeaderMap) -> Result<(auth::Identity, InFlight), Error> {
     let identity = auth::manager(&relay.tokens, headers)?;
-    relay.buckets.take(&identity)?;
-    let asking = relay
-        .registry
-        .enter(&identity.user, relay.config.limits.in_flight_per_user)
-        .ok_or_else(|| Error::new(Code::Overloaded, "you have as many requests in flight as one user may"))?;
+    let asking = relay.admit(&identity)?;
     Ok((identity, asking))
 }
 

@@ -56,7 +56,7 @@ use self::pairing::WrongCodes;
 use self::polling::Pollers;
 use self::proxies::Told;
 use self::rate::Buckets;
-use self::registry::{Counter, Registry, Session};
+use self::registry::{Counter, InFlight, Registry, Session};
 use self::router::Route;
 use crate::shutdown::Shutdown;
 use crate::transport::Body;
@@ -164,6 +164,17 @@ impl Relay {
         if self.config.keeper.is_some() && !self.registry.has(&bridge.user, &bridge.bridge_id) {
             self.ledger.note(session, true);
         }
+    }
+
+    /// Counts a request of the user in, until what this returns is dropped.
+    ///
+    /// # Errors
+    /// `rate_limited`, and `overloaded` when as many are under way as one user may have.
+    fn admit(&self, identity: &auth::Identity) -> Result<InFlight, Error> {
+        self.buckets.take(identity)?;
+        self.registry
+            .enter(&identity.user, self.config.limits.in_flight_per_user)
+            .ok_or_else(|| Error::new(Code::Overloaded, "you have as many requests in flight as one user may"))
     }
 
     /// Connections that could still be accepted.

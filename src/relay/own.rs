@@ -89,19 +89,15 @@ pub fn renew_token(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>,
 /// `unauthorized`, `rate_limited`.
 pub async fn bridges(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
     let identity = auth::anyone(&relay.tokens, headers)?;
-    relay.buckets.take(&identity)?;
-    let limits = &relay.config.limits;
-    let _listing = relay
-        .registry
-        .enter(&identity.user, limits.in_flight_per_user)
-        .ok_or_else(|| Error::new(Code::Overloaded, "you have as many requests in flight as one user may"))?;
+    let _listing = relay.admit(&identity)?;
+    let limit = relay.config.limits.in_flight_per_bridge;
     let mut sessions = relay.registry.list(&identity.user);
     if let Some(own) = &identity.bridge {
         sessions.retain(|session| *session.identity.name == **own);
     }
     let mut bridges = Vec::with_capacity(sessions.len());
     for few in sessions.chunks(AT_ONCE) {
-        let described = few.iter().map(|session| describe(session, limits.in_flight_per_bridge));
+        let described = few.iter().map(|session| describe(session, limit));
         bridges.extend(join_all(described).await);
     }
     Ok(json_response(StatusCode::OK, &json!({"bridges": bridges})))

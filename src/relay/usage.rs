@@ -34,11 +34,7 @@ struct Wish {
 /// `unauthorized`, `rate_limited`, `bad_request`; `not_found` where nothing is kept, `overloaded` while the database is away.
 pub async fn answer(relay: &Relay, headers: &HeaderMap, query: Option<&str>) -> Result<Response<Body>, Error> {
     let identity = auth::anyone(&relay.tokens, headers)?;
-    relay.buckets.take(&identity)?;
-    let _asking = relay
-        .registry
-        .enter(&identity.user, relay.config.limits.in_flight_per_user)
-        .ok_or_else(|| Error::new(Code::Overloaded, "you have as many requests in flight as one user may"))?;
+    let _asking = relay.admit(&identity)?;
     let wish = read(query)?;
     if identity.bridge.is_some() {
         let detail = "a key that is limited to a bridge is not told what was used; ask with a token";
