@@ -12,7 +12,7 @@ use super::database::DatabaseArgs;
 use super::secret::SecretArgs;
 use super::{Failure, duration, print, tell};
 use crate::relay::auth::Scopes;
-use crate::relay::auth::tokens::{Tokens, is_user, now};
+use crate::relay::auth::tokens::{is_user, now};
 use crate::relay::keys::{LONGEST_LABEL, is_label};
 use crate::relay::store::accounts::{Bridge, Token};
 use crate::relay::store::{Store, StoreError};
@@ -153,7 +153,8 @@ fn issue(args: &TokenArgs, data: &SecretArgs, database: &DatabaseArgs) -> Result
         let token = tokens
             .issue(user, args.scope, args.expires.0)
             .map_err(|error| Failure::usage(format!("--user {}: {error}", user.escape_debug())))?;
-        store.issue(&described(&tokens, token.expose(), args)?).await?;
+        let kept = Token::of(&token, args.label.clone()).context("the token that was made cannot be read")?;
+        store.issue(&kept).await?;
         Ok(token)
     })?;
     print(token.expose());
@@ -167,23 +168,6 @@ pub(super) fn tell_made(secret: Option<&Path>) {
             path.display()
         ));
     }
-}
-
-/// What the store is to remember of a token.
-fn described(tokens: &Tokens, token: &str, args: &TokenArgs) -> Result<Token, Failure> {
-    let identity = tokens
-        .verify(token)
-        .map_err(|denied| anyhow::anyhow!("the token cannot be used: {}", denied.as_str()))?;
-    Ok(Token {
-        id: identity.id.to_string(),
-        user: identity.user.to_string(),
-        label: args.label.clone(),
-        scopes: identity.scopes.to_string(),
-        issued: identity.issued,
-        expires: identity.expires,
-        last_used: None,
-        revoked: None,
-    })
 }
 
 /// A token issued in the second of a deletion would be one of those before it.

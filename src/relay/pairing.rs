@@ -23,7 +23,6 @@ use super::store::accounts::Token;
 use super::store::keys::{self, Maker};
 use super::store::{Store, StoreError};
 use crate::random;
-use crate::token::{Claims, Secret};
 use crate::transport::Body;
 
 /// How long a code can be claimed.
@@ -106,7 +105,9 @@ async fn give(relay: &Relay, claim: &Claim) -> Result<Response<Body>, Error> {
     let (hash, code) = find(relay, store, &claim.code).await?;
     let token = relay.tokens.issue(&code.user, Scopes::BRIDGE, Some(life(&code)?));
     let token = token.map_err(|error| Error::new(Code::Overloaded, error.to_string()))?;
-    let kept = described(&token, claim.name.as_deref());
+    let name = claim.name.as_deref().filter(|name| is_label(name) && !name.is_empty());
+    let label = name.map_or_else(|| "paired".to_owned(), |name| format!("paired {name}"));
+    let kept = Token::of(&token, Some(label)).ok_or_else(wrong_code)?;
     store.claim(&hash, &code, &kept).await.map_err(|error| match error {
         StoreError::Absent | StoreError::ShutOut => wrong_code(),
         error => store_error(&error),
@@ -135,25 +136,6 @@ fn life(code: &keys::Code) -> Result<Duration, Error> {
         None => Ok(TOKEN_LIFE),
         Some(0) => Err(wrong_code()),
         Some(left) => Ok(TOKEN_LIFE.min(Duration::from_secs(left))),
-    }
-}
-
-/// What the store is to remember of a token that was just signed here.
-fn described(token: &Secret, name: Option<&str>) -> Token {
-    let claims = Claims::peek(token);
-    let name = name.filter(|name| is_label(name) && !name.is_empty());
-    Token {
-        id: claims
-            .as_ref()
-            .and_then(|claims| claims.jti.clone())
-            .unwrap_or_default(),
-        user: claims.as_ref().map(|claims| claims.sub.clone()).unwrap_or_default(),
-        label: Some(name.map_or_else(|| "paired".to_owned(), |name| format!("paired {name}"))),
-        scopes: Scopes::BRIDGE.to_string(),
-        issued: claims.as_ref().and_then(|claims| claims.iat),
-        expires: claims.and_then(|claims| claims.exp),
-        last_used: None,
-        revoked: None,
     }
 }
 

@@ -8,6 +8,7 @@ use super::driver::{Row, Statement};
 use super::{Store, StoreError, now};
 use crate::relay::auth::caller_keys::CallerKeys;
 use crate::relay::auth::denials::{Denials, Removal};
+use crate::token::{Claims, Secret};
 
 /// For so long after it was last seen, a bridge counts as connected, unless it is known to have left; seconds.
 pub const CONNECTED: u64 = 90;
@@ -74,6 +75,23 @@ pub struct Token {
     pub last_used: Option<u64>,
     /// Seconds since 1970; valid, if none.
     pub revoked: Option<u64>,
+}
+
+impl Token {
+    /// What is to be remembered of a token that was just signed; none, if it is no token of ours.
+    pub fn of(token: &Secret, label: Option<String>) -> Option<Self> {
+        let claims = Claims::peek(token)?;
+        Some(Self {
+            id: claims.jti?,
+            user: claims.sub,
+            label,
+            scopes: claims.scope.unwrap_or_default(),
+            issued: claims.iat,
+            expires: claims.exp,
+            last_used: None,
+            revoked: None,
+        })
+    }
 }
 
 /// Somebody who has tokens or keys.
