@@ -21,41 +21,46 @@ pub fn make_private_folder(path: &Path) -> io::Result<()> {
 /// # Errors
 /// `AlreadyExists`, or the system's.
 pub fn create_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    create(path, content).map(drop)
+}
+
+fn create(path: &Path, content: &[u8]) -> io::Result<fs::File> {
     let mut options = fs::OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut file = options.open(path)?;
     file.write_all(content)?;
-    file.sync_all()
+    file.sync_all()?;
+    Ok(file)
 }
 
-/// The same for a relay's own folder: what root makes there belongs to whom the folder belongs.
+/// The same for a folder that is somebody's own: what root makes there belongs to whom the folder belongs.
 ///
 /// # Errors
 /// As for [`create_private`].
 pub fn create_for_owner(path: &Path, content: &[u8]) -> io::Result<()> {
-    create_private(path, content)?;
-    give_to_owner_of_folder(path);
+    give_to_owner_of_folder(path, &create(path, content)?);
     Ok(())
 }
 
 #[cfg(unix)]
-fn give_to_owner_of_folder(path: &Path) {
-    use std::os::unix::fs::{MetadataExt, lchown};
+fn give_to_owner_of_folder(path: &Path, file: &fs::File) {
+    use std::os::unix::fs::{MetadataExt, fchown};
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new(".")).metadata();
-    if let (Ok(folder), Ok(made)) = (folder, path.symlink_metadata())
+    // The file that was made, whatever its name leads to by now.
+    if let (Ok(folder), Ok(made)) = (folder, file.metadata())
         && made.uid() == 0
         && folder.uid() != 0
     {
         // Where it cannot be given away, root's it stays.
-        let _ = lchown(path, Some(folder.uid()), Some(folder.gid()));
+        let _ = fchown(file, Some(folder.uid()), Some(folder.gid()));
     }
 }
 
 #[cfg(not(unix))]
-fn give_to_owner_of_folder(_: &Path) {}
+fn give_to_owner_of_folder(_: &Path, _: &fs::File) {}
 
 /// Replaces a file in one step: whoever reads it sees the old content or the new.
 ///
