@@ -11,6 +11,7 @@ pub mod demo;
 mod edge;
 mod keys;
 mod login;
+mod oidc;
 pub mod probe;
 mod proxy;
 pub mod relay;

@@ -15,6 +15,7 @@ use super::backup;
 use super::database::DatabaseArgs;
 use super::edge::EdgeArgs;
 use super::keys::{self, KeyCommand, PairArgs};
+use super::oidc::OidcArgs;
 use super::secret::SecretArgs;
 use super::service::{self, LevelArgs};
 use super::watch::{self, WatchArgs};
@@ -71,6 +72,8 @@ pub struct Args {
     usage_keep: Duration,
     #[command(flatten)]
     edge: EdgeArgs,
+    #[command(flatten)]
+    oidc: OidcArgs,
     #[command(flatten)]
     transports: TransportArgs,
     #[command(flatten)]
@@ -228,6 +231,7 @@ impl Args {
                 rate: limits.rate(),
                 idle: limits.idle_timeout,
             },
+            oidc: self.oidc.settings()?,
             ..Config::default()
         };
         self.edge.apply(&mut config, || self.secret.folder())?;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::access::Log;
+use super::auth::oidc;
 use super::host::PublicUrl;
 use super::keeper::Keeper;
 use super::proxies::Proxies;
@@ -32,6 +33,8 @@ pub struct Config {
     pub access_log: Option<Log>,
     /// What keeps tokens, users, bridges and usage, if they are kept.
     pub keeper: Option<Keeper>,
+    /// The provider by which people sign in, if there is one.
+    pub oidc: Option<oidc::Settings>,
     /// The bounds.
     pub limits: Limits,
 }
@@ -110,6 +113,7 @@ impl Default for Config {
             public_url: None,
             access_log: None,
             keeper: None,
+            oidc: None,
             limits: Limits::default(),
         }
     }

@@ -112,7 +112,7 @@ async fn ask(
     if caller.came_late() || (caller.is_bridge() && relay.shutdown.is_draining()) {
         return Err(stopping());
     }
-    let identity = auth::caller(&relay.tokens, request.headers())?;
+    let identity = auth::caller(&relay.tokens, request.headers()).await?;
     record.set_identity(&identity);
     let user = relay.admit(&identity)?;
     let wanted = reachable(&identity, target.bridge.as_deref())?;

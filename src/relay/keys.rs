@@ -80,7 +80,7 @@ pub fn make(user: &str, maker: &Maker, wish: Wish) -> Result<(Secret, Key), Erro
 /// # Errors
 /// `unauthorized`, `forbidden`, `rate_limited`, `bad_request`, `overloaded`.
 pub async fn add(relay: &Relay, request: Request<Incoming>) -> Result<Response<Body>, Error> {
-    let (maker, _asking) = manager(relay, request.headers())?;
+    let (maker, _asking) = manager(relay, request.headers()).await?;
     let mut wish: Wish = read_json(request).await?;
     // No other limit needs to be passed on: a token that may make keys has none.
     if let Some(most) = maker.expires {
@@ -107,7 +107,7 @@ pub async fn add(relay: &Relay, request: Request<Incoming>) -> Result<Response<B
 /// # Errors
 /// `unauthorized`, `forbidden`, `rate_limited`, `overloaded`.
 pub async fn list(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
-    let (user, _asking) = manager(relay, headers)?;
+    let (user, _asking) = manager(relay, headers).await?;
     let keys = store(relay)?.keys(Some(&user.user)).await;
     let keys = keys.map_err(|error| store_error(&error))?;
     Ok(json_response(StatusCode::OK, &json!({"keys": keys})))
@@ -118,7 +118,7 @@ pub async fn list(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, 
 /// # Errors
 /// `unauthorized`, `forbidden`, `rate_limited`, `not_found`, `overloaded`.
 pub async fn revoke(relay: &Relay, headers: &HeaderMap, id: &str) -> Result<Response<Body>, Error> {
-    let (user, _asking) = manager(relay, headers)?;
+    let (user, _asking) = manager(relay, headers).await?;
     let revoked = store(relay)?.revoke_key(id, Some(&user.user)).await;
     revoked.map_err(|error| store_error(&error))?;
     tracing::info!(user = %user.user, id, "a key was revoked");
@@ -128,8 +128,8 @@ pub async fn revoke(relay: &Relay, headers: &HeaderMap, id: &str) -> Result<Resp
 }
 
 /// Who may make keys and codes; counted among the user's requests.
-pub(super) fn manager(relay: &Relay, headers: &HeaderMap) -> Result<(auth::Identity, InFlight), Error> {
-    let identity = auth::manager(&relay.tokens, headers)?;
+pub(super) async fn manager(relay: &Relay, headers: &HeaderMap) -> Result<(auth::Identity, InFlight), Error> {
+    let identity = auth::manager(&relay.tokens, headers).await?;
     let asking = relay.admit(&identity)?;
     Ok((identity, asking))
 }

@@ -143,8 +143,8 @@ impl Relay {
             redirects: Arc::new(Semaphore::new(REDIRECTS)),
             port: OnceLock::new(),
             request_ids: RequestIds::new(),
+            tokens: tokens.trusting(config.oidc.clone()),
             config,
-            tokens,
             shutdown,
         })
     }
@@ -194,16 +194,23 @@ impl Relay {
     }
 }
 
-/// Serves, with the store in step, and writes what is left at the end: see [`serve_callers`].
+/// Serves, with the store in step and the provider's keys at hand, and writes what is left at the end: see [`serve_callers`].
 pub async fn serve(sockets: impl Into<Sockets>, relay: Arc<Relay>) {
-    let Some(keeper) = relay.config.keeper.clone() else {
-        return serve_callers(sockets.into(), relay).await;
-    };
     tokio::select! {
         () = serve_callers(sockets.into(), Arc::clone(&relay)) => {}
-        () = keeper.keep(&relay) => {}
+        () = keep_store(&relay) => {}
+        never = relay.tokens.keep() => match never {},
     }
-    keeper.finish(&relay).await;
+    if let Some(keeper) = &relay.config.keeper {
+        keeper.finish(&relay).await;
+    }
+}
+
+async fn keep_store(relay: &Relay) {
+    match &relay.config.keeper {
+        Some(keeper) => keeper.keep(relay).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Serves until the shutdown and the spell that it begins with, then finishes what is in flight within the grace period. Bridges that
@@ -389,7 +396,8 @@ async fn respond(
         Route::Health => Ok(own::health()),
         Route::Ready => Ok(own::ready(relay)),
         Route::Version => Ok(own::version()),
-        Route::RenewToken => own::renew_token(relay, headers),
+        Route::AuthConfig => Ok(own::auth_config(relay)),
+        Route::RenewToken => own::renew_token(relay, headers).await,
         Route::Bridges => own::bridges(relay, headers).await,
         Route::Usage => usage::answer(relay, headers, request.uri().query()).await,
         Route::Keys => keys::list(relay, headers).await,
@@ -401,10 +409,10 @@ async fn respond(
             let address = told.map_or_else(|| caller.address().ip(), |told| told.address);
             pairing::claim(relay, address, request).await
         }
-        Route::Bridge => session::upgrade(relay, request),
+        Route::Bridge => session::upgrade(relay, request).await,
         Route::Polling(asked) => {
             // Only who may be one: a drain treats a bridge's connection otherwise.
-            auth::bridge(&relay.tokens, headers, None)?;
+            auth::bridge(&relay.tokens, headers, None).await?;
             caller.set_bridge();
             polling::answer(relay, asked, request).await
         }

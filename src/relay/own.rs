@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::Relay;
-use super::auth;
+use super::auth::{self, tokens::IssueError};
 use super::error::{Code, Error};
 use super::registry::Session;
 use super::store::{Store, StoreError};
@@ -56,27 +56,30 @@ pub fn version() -> Response<Body> {
     )
 }
 
+/// `GET /-/auth/config`: how people sign in here, for anybody.
+pub fn auth_config(relay: &Relay) -> Response<Body> {
+    let oidc = relay.config.oidc.as_ref().map(|oidc| {
+        json!({
+            "issuer": oidc.issuer.as_str(),
+            "clientId": oidc.client_id,
+            "deviceClientId": oidc.device_client_id,
+            "audience": oidc.audiences.first(),
+        })
+    });
+    json_response(StatusCode::OK, &json!({"oidc": oidc}))
+}
+
 /// `POST /-/token/renew`: a fresh token of the same user, scope and length. One that may make others ends when it was to.
 ///
 /// # Errors
-/// `unauthorized`, `forbidden`, `rate_limited`.
-pub fn renew_token(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
-    let identity = auth::anyone(&relay.tokens, headers)?;
-    if identity.is_key() {
-        return Err(Error::new(
-            Code::Forbidden,
-            "a key is not renewed: it is valid until it ends or is revoked",
-        ));
-    }
-    if identity.scopes.manage {
-        let detail = "a token with the scope manage is not renewed; ask the operator of the relay for a new one";
-        return Err(Error::new(Code::Forbidden, detail).because("token with the scope manage"));
-    }
+/// `unauthorized`, `rate_limited`; `forbidden` for a key or the scope `manage`, `bad_request` for a token that is not the relay's own.
+pub async fn renew_token(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
+    let identity = auth::anyone(&relay.tokens, headers).await?;
     relay.buckets.take(&identity)?;
-    let (token, expires) = relay
-        .tokens
-        .renew(&identity)
-        .map_err(|error| Error::new(Code::BadRequest, error.to_string()))?;
+    let (token, expires) = relay.tokens.renew(&identity).map_err(|error| match error {
+        IssueError::Key | IssueError::Manage => Error::new(Code::Forbidden, error.to_string()),
+        error => Error::new(Code::BadRequest, error.to_string()),
+    })?;
     Ok(json_response(
         StatusCode::OK,
         &json!({"token": token.expose(), "expires": expires}),
@@ -88,7 +91,7 @@ pub fn renew_token(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>,
 /// # Errors
 /// `unauthorized`, `rate_limited`.
 pub async fn bridges(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
-    let identity = auth::anyone(&relay.tokens, headers)?;
+    let identity = auth::anyone(&relay.tokens, headers).await?;
     let _listing = relay.admit(&identity)?;
     let limit = relay.config.limits.in_flight_per_bridge;
     let mut sessions = relay.registry.list(&identity.user);

@@ -61,7 +61,7 @@ pub fn plain(code: &str) -> String {
 /// # Errors
 /// `unauthorized`, `forbidden`, `rate_limited`, `overloaded`.
 pub async fn pair(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
-    let (maker, _asking) = manager(relay, headers)?;
+    let (maker, _asking) = manager(relay, headers).await?;
     let code = make_code().map_err(|_| Error::new(Code::Overloaded, "no random numbers to be had"))?;
     let expires = maker.expires.unwrap_or(u64::MAX).min(now() + CODE_LIFE.as_secs());
     let kept = keys::Code {

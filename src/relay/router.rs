@@ -23,6 +23,8 @@ pub enum Route {
     Usage,
     /// The version of the relay.
     Version,
+    /// How people sign in.
+    AuthConfig,
     /// A fresh token for a valid one.
     RenewToken,
     /// The user's keys for callers.
@@ -82,6 +84,7 @@ pub fn route(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Route, E
         "/api/bridge" => return read_only(method, Route::Bridges),
         "/api/bridge/usage" => return read_only(method, Route::Usage),
         "/-/version" => return read_only(method, Route::Version),
+        "/-/auth/config" => return read_only(method, Route::AuthConfig),
         "/-/token/renew" if method == Method::POST => return Ok(Route::RenewToken),
         "/-/keys" if method == Method::POST => return Ok(Route::AddKey),
         "/-/keys" => return read_only(method, Route::Keys),

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use http::header::{
     CONNECTION, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION,
     UPGRADE, USER_AGENT,
@@ -16,6 +18,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::Relay;
+use super::auth::refusal::Denied;
 use super::auth::tokens::Tokens;
 use super::auth::{self, tokens};
 use super::connection::CallerIo;
@@ -38,7 +41,7 @@ const READY_TIMEOUT: Duration = Duration::from_secs(20);
 ///
 /// # Errors
 /// What is wrong with the token, the `Origin`, or the upgrade request.
-pub fn upgrade(relay: &Arc<Relay>, mut request: Request<Incoming>) -> Result<Response<Body>, Error> {
+pub async fn upgrade(relay: &Arc<Relay>, mut request: Request<Incoming>) -> Result<Response<Body>, Error> {
     let headers = request.headers();
     if let Some(origin) = headers.get(ORIGIN)
         && !relay.cors.names(origin)
@@ -48,7 +51,7 @@ pub fn upgrade(relay: &Arc<Relay>, mut request: Request<Incoming>) -> Result<Res
             "web pages of this origin may not connect as a bridge (the relay's option --cors-origin)",
         ));
     }
-    let owner = auth::bridge(&relay.tokens, headers, request.uri().query())?;
+    let owner = auth::bridge(&relay.tokens, headers, request.uri().query()).await?;
     if !relay.config.transports.ws {
         return Err(Error::new(
             Code::NotFound,
@@ -256,11 +259,7 @@ async fn run(
     if !transports.is_empty() {
         link.send(&Control::Steer { transports });
     }
-    let mut owner = owner;
-    for text in said {
-        take_control(&relay, &session, &mut owner, &text);
-    }
-    let end = live(&relay, &session, &link, &mut driver, owner).await;
+    let end = live(&relay, &session, &link, &mut driver, owner, said).await;
     relay.left(&session);
     tracing::info!(user = %bridge.user, bridge = %bridge.name, why = %end, "bridge gone");
 }
@@ -343,17 +342,26 @@ async fn live(
     link: &WsLink,
     driver: &mut Driver<CallerIo>,
     mut owner: auth::Identity,
+    said: Vec<String>,
 ) -> End {
     let mut draining = false;
+    let mut shown = None;
+    for text in said {
+        take_control(relay, session, &mut owner, &mut shown, &text);
+    }
     loop {
         tokio::select! {
             biased;
             event = driver.next() => match event {
                 Event::Ended(end) => return end,
-                Event::Text(text) => take_control(relay, session, &mut owner, &text),
+                Event::Text(text) => take_control(relay, session, &mut owner, &mut shown, &text),
                 // A relay is offered no streams: the rules of the link see to that.
                 Event::Stream(_) => {}
             },
+            identified = identified(&mut shown) => {
+                shown = None;
+                take_token(relay, &mut owner, identified);
+            }
             () = token_end(&relay.tokens, &owner), if link.is_alive() => link.end(Ending::TokenEnded),
             never = link.expire_idle() => match never {},
             () = session.finished(), if link.is_alive() => link.end(Ending::Done),
@@ -367,17 +375,39 @@ async fn live(
     }
 }
 
-fn take_control(relay: &Relay, session: &Session, owner: &mut auth::Identity, text: &str) {
+/// A token that a bridge showed, while it is looked at: its provider may have to be asked, and the link goes on meanwhile.
+type Shown<'a> = Option<BoxFuture<'a, Result<auth::Identity, Denied>>>;
+
+async fn identified(shown: &mut Shown<'_>) -> Result<auth::Identity, Denied> {
+    match shown {
+        Some(shown) => shown.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn take_control<'a>(
+    relay: &'a Relay,
+    session: &Session,
+    owner: &mut auth::Identity,
+    shown: &mut Shown<'a>,
+    text: &str,
+) {
     match Control::parse(text) {
-        Control::Token { token } => take_token(relay, owner, &token),
+        Control::Token { token } => {
+            let mut identified = Box::pin(async move { relay.tokens.identify(&token).await });
+            match (&mut identified).now_or_never() {
+                Some(identified) => take_token(relay, owner, identified),
+                None => *shown = Some(identified),
+            }
+        }
         // The bridge stops: it gets no more work, and what is in flight finishes.
         Control::Drain => session.retire(),
         Control::Steer { .. } | Control::Unknown => {}
     }
 }
 
-fn take_token(relay: &Relay, owner: &mut auth::Identity, token: &str) {
-    match relay.tokens.verify(token) {
+fn take_token(relay: &Relay, owner: &mut auth::Identity, identified: Result<auth::Identity, Denied>) {
+    match identified {
         Ok(fresh) if fresh.user == owner.user && fresh.scopes.bridge => *owner = fresh,
         Ok(_) => tracing::info!(user = %owner.user, "a bridge showed a token that is not for it"),
         Err(denied) => {

@@ -33,7 +33,7 @@ struct Wish {
 /// # Errors
 /// `unauthorized`, `rate_limited`, `bad_request`; `not_found` where nothing is kept, `overloaded` while the database is away.
 pub async fn answer(relay: &Relay, headers: &HeaderMap, query: Option<&str>) -> Result<Response<Body>, Error> {
-    let identity = auth::anyone(&relay.tokens, headers)?;
+    let identity = auth::anyone(&relay.tokens, headers).await?;
     let _asking = relay.admit(&identity)?;
     let wish = read(query)?;
     if identity.bridge.is_some() {

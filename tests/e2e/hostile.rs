@@ -1,5 +1,7 @@
 //! Bridges and relays that break the rules harm nobody but themselves.
 
+use std::net::SocketAddr;
+
 use bytes::{BufMut, BytesMut};
 use futures_util::{SinkExt, StreamExt};
 use http::header::{
@@ -13,15 +15,14 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use tunnel::transport::{empty, full};
 
 use crate::harness::bridge::Transport;
-use crate::harness::{Caller, Path, TestBridge, Upstream, text, until, within};
+use crate::harness::{Caller, Path, TestBridge, TestRelay, Upstream, text, until, within};
 
-type Socket = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
+pub(crate) type Socket = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
 
 /// Connects as a bridge of bob and lets the test write what it likes.
-async fn rogue(path: &Path) -> Socket {
-    let token = path.relay.token("bob");
-    let mut caller = Caller::connect(path.relay.address, &token).await;
-    let response = caller.send(upgrade_request(&token)).await;
+pub(crate) async fn rogue(relay: SocketAddr, token: &str) -> Socket {
+    let mut caller = Caller::connect(relay, token).await;
+    let response = caller.send(upgrade_request(token)).await;
     assert_eq!(response.status(), 101);
     let upgraded = hyper::upgrade::on(response).await.unwrap();
     WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await
@@ -52,7 +53,7 @@ fn frame(kind: u8, stream: u32, payload: &[u8]) -> BytesMut {
 }
 
 /// The code of the close frame, or none if the connection just ended.
-async fn close_code(socket: &mut Socket) -> Option<u16> {
+pub(crate) async fn close_code(socket: &mut Socket) -> Option<u16> {
     within("the end of the rogue's session", async {
         while let Some(Ok(message)) = socket.next().await {
             if let Message::Close(Some(close)) = message {
@@ -65,7 +66,7 @@ async fn close_code(socket: &mut Socket) -> Option<u16> {
 }
 
 /// Answers the relay's own request, which comes on stream 1: the session takes work now.
-async fn opened(path: &Path, socket: &mut Socket) {
+pub(crate) async fn opened(relay: &TestRelay, socket: &mut Socket) {
     within("the relay's own request", async {
         while let Some(message) = socket.next().await {
             if message.unwrap().is_binary() {
@@ -78,9 +79,14 @@ async fn opened(path: &Path, socket: &mut Socket) {
     let answer = frame(1, 1, b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
     socket.send(Message::Binary(answer.freeze())).await.unwrap();
     until("the session to be there", || {
-        path.relay.relay.registry.pick("bob", None).is_some()
+        relay.relay.registry.pick("bob", None).is_some()
     })
     .await;
+}
+
+/// Sends a control message.
+pub(crate) async fn say(socket: &mut Socket, message: &serde_json::Value) {
+    socket.send(Message::text(message.to_string())).await.unwrap();
 }
 
 #[tokio::test]
@@ -110,8 +116,8 @@ async fn broken_frames_overruns_and_floods_end_that_session_and_touch_no_other()
         ),
     ];
     for (name, messages) in attacks {
-        let mut socket = rogue(&path).await;
-        opened(&path, &mut socket).await;
+        let mut socket = rogue(path.relay.address, &path.relay.token("bob")).await;
+        opened(&path.relay, &mut socket).await;
         for message in messages {
             if socket.send(Message::Binary(message.freeze())).await.is_err() {
                 break;
@@ -121,14 +127,14 @@ async fn broken_frames_overruns_and_floods_end_that_session_and_touch_no_other()
         answer.send(name).await;
         assert_eq!(crate::harness::chunk(&mut response).await.unwrap().unwrap(), name);
     }
-    let mut socket = rogue(&path).await;
+    let mut socket = rogue(path.relay.address, &path.relay.token("bob")).await;
     for _ in 0..100 {
         if socket.send(Message::text(r#"{"type":"later"}"#)).await.is_err() {
             break;
         }
     }
     assert_eq!(close_code(&mut socket).await, Some(1008), "a flood of control messages");
-    let mut socket = rogue(&path).await;
+    let mut socket = rogue(path.relay.address, &path.relay.token("bob")).await;
     // Too large: the connection just ends, perhaps before all of it is sent.
     socket.send(Message::Binary(vec![200; 1 << 20].into())).await.ok();
     close_code(&mut socket).await;
@@ -142,8 +148,8 @@ async fn broken_frames_overruns_and_floods_end_that_session_and_touch_no_other()
 #[tokio::test]
 async fn what_is_unknown_is_ignored_by_the_relay() {
     let path = Path::scripted(Transport::Ws).await;
-    let mut socket = rogue(&path).await;
-    opened(&path, &mut socket).await;
+    let mut socket = rogue(path.relay.address, &path.relay.token("bob")).await;
+    opened(&path.relay, &mut socket).await;
     socket
         .send(Message::text(r#"{"type":"dance","to":"this"}"#))
         .await

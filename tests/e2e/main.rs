@@ -38,6 +38,9 @@ mod keys;
 mod lasting;
 mod leaving;
 mod limits;
+mod oidc;
+#[cfg(target_os = "linux")]
+mod oidc_accounts;
 #[cfg(target_os = "linux")]
 mod pairing;
 mod policy;

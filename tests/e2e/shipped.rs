@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::task::{AbortHandle, JoinSet};
 use tunnel::transport::{Body, empty, full};
 
+use crate::harness::oidc::{Key, Provider};
 use crate::harness::{Caller, TestRelay, get, json, post, text, until, within};
 
 /// What the app allows a poll at the most.
@@ -47,7 +48,11 @@ impl Drop for Working {
 
 impl PollingApp {
     async fn register(relay: &TestRelay) -> Self {
-        let (address, token) = (relay.address, relay.token("ann"));
+        Self::register_with(relay, relay.token("ann")).await
+    }
+
+    async fn register_with(relay: &TestRelay, token: String) -> Self {
+        let address = relay.address;
         let mut caller = Caller::connect(address, &token).await;
         let wish = json!({
             "clientId": "desktop-7f3a",
@@ -112,7 +117,12 @@ impl PollingApp {
 
     /// Works as the app does: polls, answers, beats.
     async fn work(relay: &TestRelay, work: Work) -> Working {
-        let mut polls = Self::register(relay).await;
+        Self::register(relay).await.go(work).await
+    }
+
+    /// The same, once it is registered.
+    async fn go(self, work: Work) -> Working {
+        let mut polls = self;
         let mut beats = polls.beside().await;
         let id = polls.id.clone();
         let seen = Arc::<Mutex<Vec<Value>>>::default();
@@ -274,6 +284,18 @@ async fn path() -> (TestRelay, Working, Caller) {
 #[tokio::test]
 async fn a_chat_is_answered_through_the_polling_app() {
     let (_relay, _app, mut caller) = path().await;
+    chats_are_answered(&mut caller).await;
+    answers_without_a_body_end_where_they_should(&mut caller).await;
+}
+
+#[tokio::test]
+async fn the_polling_app_and_its_caller_work_with_tokens_of_a_provider() {
+    let provider = Provider::start(&[Key::rsa("one")]).await;
+    let settings = provider.settings();
+    let relay = TestRelay::with(|config| config.oidc = Some(settings)).await;
+    let app = PollingApp::register_with(&relay, provider.token("ann")).await;
+    let _working = app.go(answer_chat).await;
+    let mut caller = Caller::connect(relay.address, &provider.token("ann")).await;
     chats_are_answered(&mut caller).await;
     answers_without_a_body_end_where_they_should(&mut caller).await;
 }

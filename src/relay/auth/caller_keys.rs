@@ -9,6 +9,7 @@ use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
+use super::keys::KeyId;
 use super::{Identity, Scopes};
 use crate::random;
 use crate::relay::rate::Rate;
@@ -66,7 +67,7 @@ impl CallerKey {
             scopes: Scopes::API,
             issued: Some(self.issued),
             expires: self.expires,
-            key: None,
+            key: KeyId::Caller,
             id: Arc::clone(&self.id),
             credential,
             bridge: self.bridge.clone(),

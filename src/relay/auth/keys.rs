@@ -3,9 +3,16 @@
 use aws_lc_rs::hmac;
 use jsonwebtoken::{DecodingKey, EncodingKey};
 
-/// Which secret signed a token; says nothing of the secret itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KeyId([u8; 8]);
+/// What vouches for a credential; says nothing of a secret itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KeyId {
+    /// A secret of the relay, which signed it.
+    Secret([u8; 8]),
+    /// A key of the provider of sign-in, which signed it.
+    Provider([u8; 8]),
+    /// That the store has it: it is a key for callers, which nothing signs.
+    Caller,
+}
 
 /// The secrets in use.
 pub struct Keys {
@@ -55,11 +62,19 @@ impl std::fmt::Debug for Keys {
 
 impl KeyId {
     fn of(secret: &[u8]) -> Self {
-        let tag = derive(secret, b"tunnel key id");
-        let mut id = [0; 8];
-        id.copy_from_slice(&tag.as_ref()[..8]);
-        Self(id)
+        Self::Secret(first(derive(secret, b"tunnel key id").as_ref()))
     }
+
+    /// The key of a provider with this hash.
+    pub(super) fn of_provider(hash: &[u8]) -> Self {
+        Self::Provider(first(hash))
+    }
+}
+
+fn first(hash: &[u8]) -> [u8; 8] {
+    let mut id = [0; 8];
+    id.copy_from_slice(&hash[..8]);
+    id
 }
 
 /// The key that the ids of bridges are made with. It outlives the secret that it was first derived from.

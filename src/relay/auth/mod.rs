@@ -1,9 +1,12 @@
 //! Who is asking: finds the credential of a request and turns it into an identity. `tokens` issues and verifies with the secrets
-//! in `keys`, and knows `caller_keys`.
+//! in `keys`, and knows `caller_keys`; `oidc` verifies tokens of a provider of sign-in. `denials` has who is not let in all the same,
+//! `refusal` what is said then.
 
 pub mod caller_keys;
 pub mod denials;
 pub mod keys;
+pub mod oidc;
+pub mod refusal;
 pub mod tokens;
 
 use std::sync::Arc;
@@ -16,24 +19,25 @@ use http::header::AUTHORIZATION;
 use super::error::{Code, Error};
 use super::rate::Rate;
 use crate::transport::headers::X_API_KEY;
-use denials::Denial;
 use keys::KeyId;
-use tokens::{Denied, Tokens};
+use refusal::Denied;
+use tokens::Tokens;
 
 /// Somebody whose credential was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// The user (`sub`).
+    /// The user (`sub`, or what the provider's tokens are to be read by).
     pub user: Arc<str>,
     /// What the credential is good for.
     pub scopes: Scopes,
     /// When it was issued, seconds since 1970.
     pub issued: Option<u64>,
-    /// When it ends, seconds since 1970; never, if none.
+    /// When it is not accepted any more, seconds since 1970; never, if none.
     pub expires: Option<u64>,
-    /// The secret that signed the credential; none, if it is a key for callers.
-    pub key: Option<KeyId>,
-    /// The credential's own id (`jti`), which renewal keeps; made of the credential itself, where it says none.
+    /// What vouches for the credential.
+    pub key: KeyId,
+    /// The credential's own id (`jti`), which renewal keeps; made of the credential itself, where it says none. Those of a provider
+    /// have one id for each person and program.
     pub id: Arc<str>,
     /// The credential, and those it was renewed to, among others of this process; says nothing of the credential itself.
     pub credential: u64,
@@ -46,7 +50,7 @@ pub struct Identity {
 impl Identity {
     /// Whether the credential is a key for callers.
     pub fn is_key(&self) -> bool {
-        self.key.is_none()
+        self.key == KeyId::Caller
     }
 
     /// Whether its time is over, at that second since 1970.
@@ -67,6 +71,11 @@ pub struct Scopes {
 }
 
 impl Scopes {
+    /// Good for all there is.
+    pub const ALL: Self = Self {
+        manage: true,
+        ..Self::BOTH
+    };
     /// Good for bridges and requests.
     pub const BOTH: Self = Self {
         bridge: true,
@@ -86,13 +95,14 @@ impl Scopes {
 
     /// Reads a `scope` claim; one that names none of ours has `bridge` and `api`.
     pub fn parse(text: Option<&str>) -> Self {
-        let has = |name| text.is_some_and(|text| text.split(' ').any(|scope| scope == name));
+        text.and_then(Self::named).unwrap_or(Self::BOTH)
+    }
+
+    /// Those of ours that a text names, if it names any.
+    pub fn named(text: &str) -> Option<Self> {
+        let has = |name| text.split(' ').any(|scope| scope == name);
         let (bridge, api, manage) = (has("bridge"), has("api"), has("manage"));
-        if bridge || api || manage {
-            Self { bridge, api, manage }
-        } else {
-            Self::BOTH
-        }
+        (bridge || api || manage).then_some(Self { bridge, api, manage })
     }
 }
 
@@ -107,9 +117,9 @@ impl std::fmt::Display for Scopes {
 /// Finds out who makes requests.
 ///
 /// # Errors
-/// `unauthorized` or `forbidden`; the reason goes to the log, not to the caller.
-pub fn caller(tokens: &Tokens, headers: &HeaderMap) -> Result<Identity, Error> {
-    let identity = identify(tokens, credential(headers)?.as_deref())?;
+/// `unauthorized`, `forbidden` or `overloaded`; the reason goes to the log, not to the caller.
+pub async fn caller(tokens: &Tokens, headers: &HeaderMap) -> Result<Identity, Error> {
+    let identity = identify(tokens, credential(headers)?.as_deref()).await?;
     if !identity.scopes.api {
         let detail = "this token is for bridges only (scope bridge); use one with the scope api";
         return Err(Error::new(Code::Forbidden, detail).because("token without the scope api"));
@@ -121,10 +131,10 @@ pub fn caller(tokens: &Tokens, headers: &HeaderMap) -> Result<Identity, Error> {
 ///
 /// # Errors
 /// As for [`caller`].
-pub fn bridge(tokens: &Tokens, headers: &HeaderMap, query: Option<&str>) -> Result<Identity, Error> {
+pub async fn bridge(tokens: &Tokens, headers: &HeaderMap, query: Option<&str>) -> Result<Identity, Error> {
     let from_header = credential(headers)?;
     let token = from_header.as_deref().or_else(|| query_token(query));
-    let identity = identify(tokens, token)?;
+    let identity = identify(tokens, token).await?;
     if !identity.scopes.bridge {
         let detail = "this token or key is for callers only (scope api); a bridge needs one with the scope bridge";
         return Err(Error::new(Code::Forbidden, detail).because("token without the scope bridge"));
@@ -136,11 +146,11 @@ pub fn bridge(tokens: &Tokens, headers: &HeaderMap, query: Option<&str>) -> Resu
 ///
 /// # Errors
 /// As for [`caller`].
-pub fn manager(tokens: &Tokens, headers: &HeaderMap) -> Result<Identity, Error> {
-    let identity = anyone(tokens, headers)?;
+pub async fn manager(tokens: &Tokens, headers: &HeaderMap) -> Result<Identity, Error> {
+    let identity = anyone(tokens, headers).await?;
     if !identity.scopes.manage {
-        let detail =
-            "this needs a token with the scope manage; the operator makes one with: tunnel relay token --scope manage";
+        let detail = "this needs the scope manage, which sign-in gives and a key cannot; without sign-in, the operator makes a token \
+                      with it: tunnel relay token --scope manage";
         return Err(Error::new(Code::Forbidden, detail).because("token without the scope manage"));
     }
     Ok(identity)
@@ -149,45 +159,21 @@ pub fn manager(tokens: &Tokens, headers: &HeaderMap) -> Result<Identity, Error> 
 /// Finds out who asks, whatever the credential is good for.
 ///
 /// # Errors
-/// `unauthorized`.
-pub fn anyone(tokens: &Tokens, headers: &HeaderMap) -> Result<Identity, Error> {
-    identify(tokens, credential(headers)?.as_deref())
+/// As for [`caller`].
+pub async fn anyone(tokens: &Tokens, headers: &HeaderMap) -> Result<Identity, Error> {
+    identify(tokens, credential(headers)?.as_deref()).await
 }
 
-/// Verifies one token.
-///
-/// # Errors
-/// `unauthorized`, in the same words for every reason but the ones its holder can mend.
-pub fn identify(tokens: &Tokens, token: Option<&str>) -> Result<Identity, Error> {
-    let verified = token.map_or(Err(Denied::Missing), |token| tokens.verify(token));
-    verified.map_err(refusal)
+async fn identify(tokens: &Tokens, token: Option<&str>) -> Result<Identity, Error> {
+    match token {
+        Some(token) => Ok(tokens.identify(token).await?),
+        None => Err(Denied::Missing.into()),
+    }
 }
 
 /// What is said to somebody who was let in and is not any more.
 pub fn refusal_of(tokens: &Tokens, identity: &Identity) -> Error {
-    refusal(tokens.stands(identity).err().unwrap_or(Denied::Signature))
-}
-
-fn refusal(denied: Denied) -> Error {
-    let because = |code, detail| Error::new(code, detail).because(denied.as_str());
-    let detail = match denied {
-        Denied::Held(Denial::Disabled) => {
-            return because(
-                Code::Forbidden,
-                "this user is not let in for now; ask the operator of the relay",
-            );
-        }
-        Denied::NotKnownYet => {
-            return because(
-                Code::Overloaded,
-                "the relay has just started and cannot reach its database yet; try again in a moment",
-            );
-        }
-        Denied::Missing => "a token is needed: send it as 'Authorization: Bearer TOKEN'",
-        Denied::Expired => "this token has expired; ask the operator of the relay for a new one",
-        _ => "this token is not accepted; ask the operator of the relay for a new one",
-    };
-    because(Code::Unauthorized, detail)
+    tokens.stands(identity).err().unwrap_or(Denied::Signature).into()
 }
 
 /// The one credential of a request: `Authorization: Bearer`, `x-api-key`, or the password of `Authorization: Basic`.

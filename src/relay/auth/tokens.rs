@@ -1,10 +1,12 @@
 //! The relay's own tokens: JWTs signed with HS256 (RFC 7519, following RFC 8725: one algorithm, fixed here, never the token's
-//! choice). Keys for callers are looked up here too: whatever a credential is, it is decided on in one place.
+//! choice). Tokens of a provider, which [`super::oidc`] verifies, and keys for callers come here too: whatever a credential is, it is
+//! decided on, remembered and cut in one place.
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -17,8 +19,10 @@ use jsonwebtoken::{Algorithm, Header, Validation};
 use tokio::sync::watch;
 
 use super::caller_keys::{self, CallerKeys};
-use super::denials::{Denial, Denials};
-use super::keys::{BridgeKey, Key, Keys};
+use super::denials::Denials;
+use super::keys::{BridgeKey, Key, KeyId, Keys};
+use super::oidc::{self, Provider};
+use super::refusal::Denied;
 use super::{Identity, Scopes};
 use crate::token::{Claims, Secret};
 
@@ -31,54 +35,6 @@ const LONGEST_ID: usize = 128;
 /// The longest name of a user, octets.
 const LONGEST_USER: usize = 256;
 
-/// Why a token is not accepted; for the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Denied {
-    /// There is none.
-    Missing,
-    /// It is longer than any token of ours.
-    TooLong,
-    /// It is no JWT with our claims.
-    Malformed,
-    /// Its algorithm is not HS256.
-    Algorithm,
-    /// Somebody else signed it.
-    Signature,
-    /// Its time is over.
-    Expired,
-    /// Its time has not come.
-    NotYetValid,
-    /// It names no user, or none that could be one.
-    NoUser,
-    /// No key that is valid reads so.
-    UnknownKey,
-    /// Something is held against it or its user.
-    Held(Denial),
-    /// What is held against whom is not known yet.
-    NotKnownYet,
-}
-
-impl Denied {
-    /// In words.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Missing => "no token",
-            Self::TooLong => "token too long",
-            Self::Malformed => "token malformed",
-            Self::Algorithm => "token with a wrong algorithm",
-            Self::Signature => "token with a wrong signature",
-            Self::Expired => "token expired",
-            Self::NotYetValid => "token not yet valid",
-            Self::NoUser => "token without a proper user",
-            Self::UnknownKey => "key unknown or revoked",
-            Self::Held(Denial::Revoked) => "token revoked",
-            Self::Held(Denial::Disabled) => "user disabled",
-            Self::Held(Denial::Deleted) => "user deleted",
-            Self::NotKnownYet => "the store is not there yet",
-        }
-    }
-}
-
 /// Why no token could be made.
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
@@ -88,12 +44,23 @@ pub enum IssueError {
     /// The system gives no random numbers, or signing failed.
     #[error("the token could not be signed")]
     Signing,
+    /// The token is not the relay's own.
+    #[error("this token is not the relay's own: renew it where you signed in")]
+    Foreign,
+    /// It is a key for callers.
+    #[error("a key is not renewed: it is valid until it ends or is revoked")]
+    Key,
+    /// It may make others.
+    #[error("a token with the scope manage is not renewed; ask the operator of the relay for a new one")]
+    Manage,
 }
 
 /// What decides on a token besides what stands in it.
 #[derive(Clone)]
 struct Rules {
     keys: Arc<Keys>,
+    /// Those of the provider.
+    provider_keys: Arc<[KeyId]>,
     callers: Arc<CallerKeys>,
     /// None as long as it is not known.
     denials: Option<Arc<Denials>>,
@@ -101,16 +68,13 @@ struct Rules {
 
 impl Rules {
     fn allow(&self, identity: &Identity) -> Result<(), Denied> {
-        let is_accepted = match identity.key {
-            Some(key) => self.keys.accept(key),
-            None => self.callers.has(&identity.id),
+        let (accepted, otherwise) = match identity.key {
+            KeyId::Secret(_) => (self.keys.accept(identity.key), Denied::Signature),
+            KeyId::Provider(_) => (self.provider_keys.contains(&identity.key), Denied::Signature),
+            KeyId::Caller => (self.callers.has(&identity.id), Denied::UnknownKey),
         };
-        if !is_accepted {
-            return Err(if identity.is_key() {
-                Denied::UnknownKey
-            } else {
-                Denied::Signature
-            });
+        if !accepted {
+            return Err(otherwise);
         }
         let denials = self.denials.as_ref().ok_or(Denied::NotKnownYet)?;
         denials.of(identity).map_or(Ok(()), |denial| Err(Denied::Held(denial)))
@@ -128,6 +92,7 @@ struct Verified {
 /// Issues and verifies tokens.
 pub struct Tokens {
     rules: watch::Sender<Rules>,
+    provider: Option<Provider>,
     validation: Validation,
     bridge_ids: hmac::Key,
     verified: Mutex<HashMap<String, Verified>>,
@@ -145,6 +110,7 @@ impl Tokens {
     pub fn with(keys: Keys, bridge_ids: &BridgeKey) -> Self {
         let rules = Rules {
             keys: Arc::new(keys),
+            provider_keys: Arc::default(),
             callers: Arc::default(),
             denials: Some(Arc::default()),
         };
@@ -155,10 +121,35 @@ impl Tokens {
         validation.leeway = 0;
         Self {
             rules: watch::Sender::new(rules),
+            provider: None,
             validation,
             bridge_ids: bridge_ids.hmac(),
             verified: Mutex::default(),
             credentials: RandomState::new(),
+        }
+    }
+
+    /// Trusts this provider's tokens too, if there is one.
+    #[must_use]
+    pub fn trusting(self, settings: Option<oidc::Settings>) -> Self {
+        Self {
+            provider: settings.map(Provider::new),
+            ..self
+        }
+    }
+
+    /// Keeps the provider's keys fresh for as long as it is polled; never ends.
+    pub async fn keep(&self) -> Infallible {
+        let accepted = |ids: Vec<KeyId>| {
+            self.rules.send_if_modified(|rules| {
+                let changed = *rules.provider_keys != *ids;
+                rules.provider_keys = ids.into();
+                changed
+            });
+        };
+        match &self.provider {
+            Some(provider) => provider.keep(accepted).await,
+            None => std::future::pending().await,
         }
     }
 
@@ -210,9 +201,9 @@ impl Tokens {
             .collect()
     }
 
-    /// Whether the credential was signed with the secret that signs now.
+    /// Whether the credential was signed with the secret that signs now, or by the provider.
     pub fn is_current(&self, identity: &Identity) -> bool {
-        identity.key.is_some_and(|key| self.rules.borrow().keys.sign_with(key))
+        matches!(identity.key, KeyId::Provider(_)) || self.rules.borrow().keys.sign_with(identity.key)
     }
 
     /// Signs a token for the user that lives as long as given, or for ever.
@@ -247,12 +238,17 @@ impl Tokens {
         .map_err(|_| IssueError::Signing)
     }
 
-    /// A fresh token of the same user, scope, length and id: whatever holds for the one holds for the other. Not for keys, which
-    /// `own::renew_token` sees to.
+    /// A fresh token of the same user, scope, length and id: whatever holds for the one holds for the other.
     ///
     /// # Errors
-    /// As for [`Tokens::issue`].
+    /// As for [`Tokens::issue`]; `Foreign` for one of the provider, `Key` for a key, `Manage` for one that may make others.
     pub fn renew(&self, identity: &Identity) -> Result<(Secret, Option<u64>), IssueError> {
+        match identity.key {
+            KeyId::Secret(_) if identity.scopes.manage => return Err(IssueError::Manage),
+            KeyId::Secret(_) => {}
+            KeyId::Provider(_) => return Err(IssueError::Foreign),
+            KeyId::Caller => return Err(IssueError::Key),
+        }
         let life = identity
             .expires
             .map(|end| Duration::from_secs(end.saturating_sub(identity.issued.unwrap_or_else(now)).max(1)));
@@ -260,28 +256,72 @@ impl Tokens {
         Ok((token, life.map(|life| now().saturating_add(life.as_secs()))))
     }
 
-    /// Checks a token and tells whose it is.
+    /// Checks a key, or a token of the relay or of the provider, and tells whose it is. Waits for nothing where it was verified before,
+    /// or is a key.
+    ///
+    /// # Errors
+    /// [`Denied`] with the reason.
+    pub async fn identify(&self, token: &str) -> Result<Identity, Denied> {
+        let issuer = match self.recall(token)? {
+            Some(known) => return Ok(known),
+            // Never a JWT, whatever stands in it.
+            None if caller_keys::is_one(token) => None,
+            None => self.provider.as_ref().and_then(|_| oidc::issuer_of(token)),
+        };
+        let identity = match (&self.provider, issuer) {
+            (Some(provider), Some(issuer)) if provider.is_named(&issuer) => {
+                let signed_in = Box::pin(provider.verify(token)).await?;
+                Identity {
+                    credential: self.credentials.hash_one((&*signed_in.user, &*signed_in.id)),
+                    user: signed_in.user,
+                    scopes: signed_in.scopes,
+                    issued: signed_in.issued,
+                    expires: Some(signed_in.expires),
+                    key: signed_in.key,
+                    id: signed_in.id,
+                    bridge: None,
+                    rate: None,
+                }
+            }
+            (_, issuer) => self.decide(token).map_err(|denied| match denied {
+                Denied::Algorithm | Denied::Signature if issuer.is_some() => Denied::Issuer,
+                denied => denied,
+            })?,
+        };
+        self.admit(token, identity)
+    }
+
+    /// Checks a key, or a token of the relay itself, and tells whose it is.
     ///
     /// # Errors
     /// [`Denied`] with the reason.
     pub fn verify(&self, token: &str) -> Result<Identity, Denied> {
+        match self.recall(token)? {
+            Some(known) => Ok(known),
+            None => self.admit(token, self.decide(token)?),
+        }
+    }
+
+    /// Whose the token is, if it was verified before and still stands.
+    fn recall(&self, token: &str) -> Result<Option<Identity>, Denied> {
         if token.len() > LONGEST {
             return Err(Denied::TooLong);
         }
         let now = now();
-        if let Some(known) = self.lock().get_mut(token) {
-            if known.identity.is_over(now) {
-                return Err(Denied::Expired);
-            }
-            self.stands(&known.identity)?;
-            known.used = now;
-            return Ok(known.identity.clone());
-        }
-        let identity = if caller_keys::is_one(token) {
-            self.look_up(token, now)?
-        } else {
-            self.verify_signature(token)?
+        let mut verified = self.lock();
+        let Some(known) = verified.get_mut(token) else {
+            return Ok(None);
         };
+        if known.identity.is_over(now) {
+            return Err(Denied::Expired);
+        }
+        self.stands(&known.identity)?;
+        known.used = now;
+        Ok(Some(known.identity.clone()))
+    }
+
+    /// Remembers a token that was verified, if nothing stands against it.
+    fn admit(&self, token: &str, identity: Identity) -> Result<Identity, Denied> {
         self.stands(&identity)?;
         let mut verified = self.lock();
         if verified.len() >= REMEMBERED {
@@ -292,21 +332,30 @@ impl Tokens {
         }
         let known = Verified {
             identity: identity.clone(),
-            used: now,
+            used: now(),
             told: 0,
         };
         verified.insert(token.to_owned(), known);
         Ok(identity)
     }
 
-    fn look_up(&self, key: &str, now: u64) -> Result<Identity, Denied> {
+    /// Whose a key or a token of the relay itself is.
+    fn decide(&self, token: &str) -> Result<Identity, Denied> {
+        if caller_keys::is_one(token) {
+            self.look_up(token)
+        } else {
+            self.verify_signature(token)
+        }
+    }
+
+    fn look_up(&self, key: &str) -> Result<Identity, Denied> {
         let rules = self.rules.borrow().clone();
         if rules.denials.is_none() {
             return Err(Denied::NotKnownYet);
         }
         let key = rules.callers.find(key).ok_or(Denied::UnknownKey)?;
         let identity = key.identity(self.credentials.hash_one((&key.user, &key.id)));
-        if identity.is_over(now) {
+        if identity.is_over(now()) {
             Err(Denied::Expired)
         } else {
             Ok(identity)
@@ -337,7 +386,7 @@ impl Tokens {
             scopes: Scopes::parse(claims.scope.as_deref()),
             issued: claims.iat,
             expires: claims.exp,
-            key: Some(key),
+            key,
             bridge: None,
             rate: None,
             credential: self.credentials.hash_one((&claims.sub, &id)),

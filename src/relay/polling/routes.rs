@@ -41,7 +41,7 @@ const PROVIDERS: usize = 64;
 /// # Errors
 /// What is wrong with the request; no exchange but its own is touched.
 pub async fn answer(relay: &Arc<Relay>, asked: Polling, request: Request<Incoming>) -> Result<Response<Body>, Error> {
-    let owner = auth::bridge(&relay.tokens, request.headers(), None)?;
+    let owner = auth::bridge(&relay.tokens, request.headers(), None).await?;
     if !relay.config.transports.poll {
         return Err(Error::new(
             Code::NotFound,

@@ -28,7 +28,7 @@ impl BadUrl {
 
 impl Origin {
     /// The server of a URL; none of one with another scheme, without a host, or with a password.
-    pub(super) fn of(uri: &Uri) -> Option<Self> {
+    pub fn of(uri: &Uri) -> Option<Self> {
         let tls = match uri.scheme()? {
             scheme if *scheme == Scheme::HTTP => false,
             scheme if *scheme == Scheme::HTTPS => true,

@@ -9,6 +9,7 @@ pub(crate) mod corporate;
 pub(crate) mod deployed;
 #[cfg(target_os = "linux")]
 pub(crate) mod misbehaving;
+pub(crate) mod oidc;
 #[cfg(target_os = "linux")]
 pub(crate) mod pebble;
 #[cfg(target_os = "linux")]

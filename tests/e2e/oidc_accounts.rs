@@ -1,0 +1,167 @@
+//! Sign-in at a relay that keeps accounts: who signed in is listed once, and can be shut out; and which options make no relay.
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tunnel::bridge::config::TokenSource;
+use tunnel::token::Secret;
+
+use crate::harness::oidc::{AUDIENCE, Key, Provider};
+use crate::harness::process::{Ended, Process, command, run};
+use crate::harness::{Caller, TestBridge, Upstream, on_each_transport, within};
+
+struct Place {
+    home: TempDir,
+    _relay: Process,
+    address: SocketAddr,
+}
+
+impl Place {
+    async fn trusting(provider: &Provider) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let issuer = provider.issuer();
+        let folder = home.path().join("data");
+        let data = ["--data-dir", folder.to_str().unwrap()];
+        let options = [
+            data.as_slice(),
+            &options(&issuer),
+            &["--oidc-allow", "email=*@example.com"],
+        ]
+        .concat();
+        let (relay, address) = Process::relay(home.path(), &options).await;
+        Self {
+            home,
+            _relay: relay,
+            address,
+        }
+    }
+
+    async fn run(&self, arguments: &[&str]) -> String {
+        let folder = self.home.path().join("data");
+        let arguments = [&["relay"], arguments, &["--data-dir", folder.to_str().unwrap()]].concat();
+        let ended = run(command(self.home.path(), &arguments)).await;
+        assert_eq!(ended.code, Some(0), "{}", ended.errors);
+        ended.output
+    }
+
+    async fn tokens(&self) -> Vec<Value> {
+        serde_json::from_str(&self.run(&["token", "list", "--json"]).await).unwrap()
+    }
+
+    /// Waits until the caller is answered so.
+    async fn answers(&self, token: &str, status: u16) {
+        within("the answer that is expected", async {
+            let mut caller = Caller::connect(self.address, token).await;
+            while caller.get("/api/bridge").await.status() != status {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                caller = Caller::connect(self.address, token).await;
+            }
+        })
+        .await;
+    }
+}
+
+fn options(issuer: &str) -> [&str; 6] {
+    [
+        "--oidc-issuer",
+        issuer,
+        "--oidc-audience",
+        AUDIENCE,
+        "--oidc-client-id",
+        "page",
+    ]
+}
+
+/// One of the tokens that the provider gives ann, each hour another.
+fn token(provider: &Provider, client: &str, number: u32) -> String {
+    let more = json!({
+        "email": "ann@example.com", "email_verified": true, "client_id": client, "jti": format!("{client} {number}"),
+    });
+    provider.token_with("ann", &more)
+}
+
+on_each_transport! {
+    async fn who_signed_in_is_listed_once_and_cut_off_when_disabled(transport: Transport) {
+        let provider = Provider::start(&[Key::rsa("one")]).await;
+        let place = Place::trusting(&provider).await;
+        let upstream = Upstream::scripted().await;
+        let desktop = TestBridge::between(place.address, upstream.address)
+            .token(TokenSource::Given(Secret::new(&token(&provider, "desktop", 1))))
+            .transport(transport)
+            .start()
+            .await;
+        for number in 1..5 {
+            place.answers(&token(&provider, "page", number), 200).await;
+        }
+        within("both programs in the list", async {
+            while place.tokens().await.len() < 2 {}
+        })
+        .await;
+        let listed = place.tokens().await;
+        assert_eq!(listed.len(), 2, "{listed:?}");
+        for one in &listed {
+            assert!(one["id"].as_str().unwrap().starts_with("oidc:"), "{one}");
+            assert_eq!(one["user"], "ann");
+        }
+        place.run(&["user", "disable", "ann"]).await;
+        desktop.disconnected().await;
+        place.answers(&token(&provider, "page", 9), 403).await;
+        place.run(&["user", "enable", "ann"]).await;
+        place.answers(&token(&provider, "page", 9), 200).await;
+    }
+}
+
+#[tokio::test]
+async fn a_program_is_shut_out_for_good_when_its_sign_in_is_taken_back() {
+    let provider = Provider::start(&[Key::rsa("one")]).await;
+    let place = Place::trusting(&provider).await;
+    place.answers(&token(&provider, "page", 1), 200).await;
+    let id = within("the program in the list", async {
+        loop {
+            if let [one] = place.tokens().await.as_slice() {
+                break one["id"].as_str().unwrap().to_owned();
+            }
+        }
+    })
+    .await;
+    place.run(&["token", "revoke", &id]).await;
+    place.answers(&token(&provider, "page", 1), 401).await;
+    place.answers(&token(&provider, "page", 2), 401).await;
+    place.answers(&token(&provider, "desktop", 1), 200).await;
+}
+
+#[tokio::test]
+async fn a_relay_that_does_not_say_who_may_come_in_does_not_start() {
+    let home = tempfile::tempdir().unwrap();
+    let start = async |more: &[&str]| -> Ended {
+        let options = options("https://login.example.com");
+        let listen = ["relay", "--listen", "127.0.0.1:0"];
+        run(command(home.path(), &[listen.as_slice(), &options, more].concat())).await
+    };
+    for (more, words) in [
+        (vec![], "--oidc-allow-all"),
+        (vec!["--oidc-allow", "email=*example.com"], "email=*@example.com"),
+        (vec!["--oidc-allow", "everybody"], "group=NAME"),
+        (
+            vec!["--oidc-allow-all", "--oidc-user-claim", "preferred_username"],
+            "use sub",
+        ),
+        (vec!["--oidc-allow-all", "--oidc-ca", "/nothing/here"], "--oidc-ca"),
+        (vec!["--oidc-allow-all", "--oidc-allow", "sub=1"], "cannot be used with"),
+    ] {
+        let ended = start(&more).await;
+        assert_eq!(ended.code, Some(2), "{more:?}: {}", ended.errors);
+        assert!(ended.errors.contains(words), "{more:?}: {}", ended.errors);
+    }
+    let arguments = [
+        "relay",
+        "--listen",
+        "127.0.0.1:0",
+        "--oidc-issuer",
+        "http://login.example.com",
+    ];
+    let ended = run(command(home.path(), &arguments)).await;
+    assert_eq!(ended.code, Some(2), "{}", ended.errors);
+    assert!(ended.errors.contains("as the provider does"), "{}", ended.errors);
+}
