@@ -41,6 +41,8 @@ mod limits;
 mod oidc;
 #[cfg(target_os = "linux")]
 mod oidc_accounts;
+#[cfg(unix)]
+mod oidc_provider;
 #[cfg(target_os = "linux")]
 mod pairing;
 mod policy;

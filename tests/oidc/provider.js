@@ -1,0 +1,120 @@
+// A real OpenID Connect provider on loopback, and people who sign in at it with a browser that cannot draw.
+// Says {"issuer":URL} on a line of its own; to each line "page USER" or "device USER" it says the tokens that the user got so.
+
+import { createHash, generateKeyPairSync, randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import { createServer } from 'node:http';
+import { createInterface } from 'node:readline';
+import Provider from 'oidc-provider';
+
+const AUDIENCE = 'https://relay.example.com';
+const CALLBACK = 'http://127.0.0.1/callback';
+const DEVICE = 'urn:ietf:params:oauth:grant-type:device_code';
+const SCOPE = 'openid email api bridge';
+
+const server = createServer().listen(0, '127.0.0.1');
+await once(server, 'listening');
+const issuer = `http://127.0.0.1:${server.address().port}`;
+
+const key = generateKeyPairSync('rsa', { modulusLength: 2048 }).privateKey.export({ format: 'jwk' });
+const provider = new Provider(issuer, {
+  jwks: { keys: [{ ...key, alg: 'RS256', use: 'sig' }] },
+  cookies: { keys: [randomBytes(16).toString('hex')] },
+  clients: [
+    { client_id: 'page', grant_types: ['authorization_code'], response_types: ['code'], redirect_uris: [CALLBACK] },
+    { client_id: 'desktop', grant_types: [DEVICE], response_types: [], redirect_uris: [] },
+  ].map((client) => ({ ...client, application_type: 'native', token_endpoint_auth_method: 'none' })),
+  claims: { openid: ['sub'], email: ['email', 'email_verified'] },
+  conformIdTokenClaims: false,
+  findAccount: (_, id) => ({
+    accountId: id,
+    claims: () => ({ sub: id, email: `${id}@example.com`, email_verified: true }),
+  }),
+  features: {
+    deviceFlow: { enabled: true },
+    resourceIndicators: {
+      enabled: true,
+      defaultResource: () => AUDIENCE,
+      useGrantedResource: () => true,
+      getResourceServerInfo: () => ({
+        audience: AUDIENCE,
+        scope: 'api bridge',
+        accessTokenFormat: 'jwt',
+        jwt: { sign: { alg: 'RS256' } },
+      }),
+    },
+  },
+});
+server.on('request', provider.callback());
+
+const unescaped = (text) => text.replaceAll('&amp;', '&').replaceAll('&quot;', '"');
+
+// Follows redirects and sends each form filled in, until one leads to the page that began, or there is no form any more.
+async function browse(url, filled) {
+  const cookies = new Map();
+  let options = {};
+  for (let step = 0; step < 30; step += 1) {
+    const cookie = [...cookies].map(([name, value]) => `${name}=${value}`).join('; ');
+    const response = await fetch(url, { ...options, headers: { cookie }, redirect: 'manual' });
+    for (const set of response.headers.getSetCookie()) {
+      const [, name, value] = set.match(/^([^=]*)=([^;]*)/);
+      cookies.set(name, value);
+    }
+    options = {};
+    const location = response.headers.get('location');
+    if (location !== null) {
+      url = new URL(location, url).href;
+      if (url.startsWith(CALLBACK)) return new URL(url);
+      continue;
+    }
+    const page = await response.text();
+    const form = page.match(/<form[^>]*action="([^"]*)"[^>]*>([^]*?)<\/form>/);
+    if (form === null) return page;
+    const fields = new URLSearchParams();
+    for (const [input] of form[2].matchAll(/<input[^>]*>/g)) {
+      const name = input.match(/name="([^"]*)"/)?.[1];
+      const value = input.match(/value="([^"]*)"/)?.[1] ?? '';
+      if (name !== undefined) fields.set(name, filled[name] ?? unescaped(value));
+    }
+    url = new URL(unescaped(form[1]), url).href;
+    options = { method: 'POST', body: fields };
+  }
+  throw new Error(`it never ends: ${url}`);
+}
+
+async function post(path, fields) {
+  const response = await fetch(issuer + path, { method: 'POST', body: new URLSearchParams(fields) });
+  const answer = await response.json();
+  if (!response.ok) throw new Error(JSON.stringify(answer));
+  return answer;
+}
+
+async function page(user) {
+  const verifier = randomBytes(32).toString('base64url');
+  const asked = new URLSearchParams({
+    client_id: 'page',
+    response_type: 'code',
+    redirect_uri: CALLBACK,
+    scope: SCOPE,
+    code_challenge: createHash('sha256').update(verifier).digest('base64url'),
+    code_challenge_method: 'S256',
+  });
+  const back = await browse(`${issuer}/auth?${asked}`, { login: user, password: 'any' });
+  const code = back.searchParams.get('code');
+  const grant = { grant_type: 'authorization_code', redirect_uri: CALLBACK, client_id: 'page' };
+  return post('/token', { ...grant, code, code_verifier: verifier });
+}
+
+async function device(user) {
+  const asked = await post('/device/auth', { client_id: 'desktop', scope: SCOPE });
+  await browse(asked.verification_uri_complete, { login: user, password: 'any' });
+  return post('/token', { grant_type: DEVICE, client_id: 'desktop', device_code: asked.device_code });
+}
+
+console.log(JSON.stringify({ issuer }));
+const ways = { page, device };
+for await (const line of createInterface({ input: process.stdin })) {
+  const [way, user] = line.split(' ');
+  console.log(JSON.stringify(await ways[way](user)));
+}
+process.exit(0);
