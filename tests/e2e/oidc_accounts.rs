@@ -132,6 +132,32 @@ async fn a_program_is_shut_out_for_good_when_its_sign_in_is_taken_back() {
 }
 
 #[tokio::test]
+async fn who_was_deleted_may_sign_in_anew_but_not_with_what_was_issued_before() {
+    let provider = Provider::start(&[Key::rsa("one")]).await;
+    let place = Place::trusting(&provider).await;
+    let before = token(&provider, "page", 1);
+    place.answers(&before, 200).await;
+    within("the program in the list", async {
+        while place.tokens().await.is_empty() {}
+    })
+    .await;
+    place.run(&["user", "delete", "ann"]).await;
+    place.answers(&before, 401).await;
+    within("a token that is newer than that", async {
+        let mut number = 2;
+        let status = async |token: &str| {
+            let mut caller = Caller::connect(place.address, token).await;
+            caller.get("/api/bridge").await.status()
+        };
+        while status(&token(&provider, "page", number)).await != 200 {
+            number += 1;
+        }
+    })
+    .await;
+    place.answers(&before, 401).await;
+}
+
+#[tokio::test]
 async fn a_relay_that_does_not_say_who_may_come_in_does_not_start() {
     let home = tempfile::tempdir().unwrap();
     let start = async |more: &[&str]| -> Ended {

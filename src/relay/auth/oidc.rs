@@ -27,7 +27,7 @@ use self::rules::Rules;
 use super::Scopes;
 use super::keys::KeyId;
 use super::refusal::Denied;
-use super::tokens::{is_user, now};
+use super::tokens::now;
 use crate::transport::dial::Dialer;
 
 /// How far the provider's clock may be from ours, seconds.
@@ -158,7 +158,7 @@ impl Provider {
     /// The claims, completed by what the provider tells of the user where a rule needs it, if they let the user in.
     async fn admit(&self, token: &str, mut claims: Claims, set: &KeySet) -> Result<Claims, Denied> {
         let Settings { rules, user_claim, .. } = &self.settings;
-        let is_known = |claims: &Claims| claims.user(user_claim).is_some_and(|user| is_user(&user));
+        let is_known = |claims: &Claims| claims.user(user_claim).is_some();
         if rules.admit(&claims) && is_known(&claims) {
             return Ok(claims);
         }
@@ -180,10 +180,11 @@ impl Provider {
             .ok()
             .flatten()
             .ok_or(Denied::ProviderAway)?;
-        claims.complete(told.map_err(|error| {
+        let told = told.map_err(|error| {
             tracing::debug!(%error, "the provider does not tell who signed in");
             Denied::ProviderAway
-        })?);
+        })?;
+        claims.complete(told, user_claim);
         if rules.admit(&claims) && is_known(&claims) {
             return Ok(claims);
         }

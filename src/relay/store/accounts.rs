@@ -44,6 +44,8 @@ const DELETE: &str = "UPDATE users SET deleted = $1, disabled = NULL WHERE name 
 // A token that was renewed in that second is refused by its id.
 const DELETE_TOKENS: &str = "UPDATE tokens SET revoked = COALESCE(revoked, $1), user_name = '', label = NULL, scopes = '', \
     last_used = NULL WHERE user_name = $2";
+// The provider's tokens come with the same id again; those of before are refused by their time.
+const DELETE_SIGN_INS: &str = "DELETE FROM tokens WHERE user_name = $1 AND id LIKE 'oidc:%'";
 const DELETE_KICKS: &str = "DELETE FROM kicks WHERE bridge_id IN (SELECT id FROM bridges WHERE user_name = $1)";
 const DELETE_KEYS: &str = "DELETE FROM keys WHERE user_name = $1";
 const DELETE_CODES: &str = "DELETE FROM codes WHERE user_name = $1";
@@ -274,6 +276,7 @@ impl Store {
             add_user(user),
             Statement::new(DELETE, [now.into(), user.into()]),
             of_user(DELETE_CODES),
+            of_user(DELETE_SIGN_INS),
             Statement::new(DELETE_TOKENS, [now.into(), user.into()]),
             of_user(DELETE_KICKS),
             of_user(DELETE_KEYS),

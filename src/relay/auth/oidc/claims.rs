@@ -76,24 +76,22 @@ impl Claims {
         Scopes::named(&named.join(" ")).unwrap_or(Scopes::ALL)
     }
 
-    /// Takes from what the provider says of the user what the token does not say, if it is of the same user.
-    pub(super) fn complete(&mut self, mut told: Map<String, Value>) {
+    /// Takes from what the provider says of the user what decides on who it is and the token does not say, if it is of the same user.
+    pub(super) fn complete(&mut self, mut told: Map<String, Value>, user_claim: &str) {
         if told.get("sub") != self.0.get("sub") {
             return;
         }
-        if !self.has("email") {
-            // One is worth nothing without the other, and must be of the same source.
-            for name in ["email", VERIFIED] {
-                self.0.remove(name);
-                if let Some(value) = told.remove(name) {
-                    self.0.insert(name.to_owned(), value);
-                }
+        // An address is worth nothing without the word that it was verified, and both must be of the same source.
+        let address = ["email", VERIFIED].into_iter().filter(|_| !self.has("email"));
+        let others = ["groups", user_claim]
+            .into_iter()
+            .filter(|name| !matches!(*name, "email" | VERIFIED) && !self.has(name));
+        let (address, others): (Vec<_>, Vec<_>) = (address.collect(), others.collect());
+        for name in address.into_iter().chain(others) {
+            self.0.remove(name);
+            if let Some(value) = told.remove(name) {
+                self.0.insert(name.to_owned(), value);
             }
-        }
-        told.remove("email");
-        told.remove(VERIFIED);
-        for (name, value) in told {
-            self.0.entry(name).or_insert(value);
         }
     }
 }
