@@ -9,6 +9,7 @@ use std::time::Duration;
 use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures_util::FutureExt;
 use jsonwebtoken::{Algorithm, DecodingKey, Header, Validation};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -127,6 +128,8 @@ impl Keyring {
             }
             let now = Instant::now();
             self.note(fetched.ok().map(|fetched| Arc::new(fetched.set)), now);
+            // Who asked until now has what was fetched.
+            let _ = self.wanted.notified().now_or_never();
             let due = now + pause;
             let asked = async {
                 self.wanted.notified().await;
