@@ -9,7 +9,7 @@ use tunnel::token::Secret;
 
 use crate::harness::oidc::{AUDIENCE, Key, Provider};
 use crate::harness::process::{Ended, Process, command, run};
-use crate::harness::{Caller, TestBridge, Upstream, on_each_transport, within};
+use crate::harness::{Caller, TestBridge, Upstream, json as read_json, on_each_transport, text, within};
 
 struct Place {
     home: TempDir,
@@ -155,6 +155,55 @@ async fn who_was_deleted_may_sign_in_anew_but_not_with_what_was_issued_before() 
     })
     .await;
     place.answers(&before, 401).await;
+}
+
+#[tokio::test]
+async fn who_signed_in_makes_keys_and_codes_unless_the_token_names_other_scopes() {
+    let provider = Provider::start(&[Key::rsa("one")]).await;
+    let place = Place::trusting(&provider).await;
+    let ann = json!({"email": "ann@example.com", "email_verified": true});
+    let naming = |scope: &str| {
+        let mut more = ann.clone();
+        more["scope"] = scope.into();
+        provider.token_with("ann", &more)
+    };
+    let person = provider.token_with("ann", &ann);
+    place.answers(&person, 200).await;
+    for (token, status) in [
+        (person.clone(), 201),
+        (naming("openid email"), 201),
+        (naming("openid manage"), 201),
+        (naming("openid api"), 403),
+        (naming("bridge api"), 403),
+    ] {
+        for path in ["/-/keys", "/-/pair"] {
+            let response = Caller::connect(place.address, &token).await.post(path, "{}").await;
+            assert_eq!(response.status(), status, "{path}");
+        }
+    }
+    let mut caller = Caller::connect(place.address, &person).await;
+    let made = read_json(caller.post("/-/keys", "{}").await).await;
+    let later = json!({"expires": made["expires"].as_u64().unwrap() + 1}).to_string();
+    assert_eq!(
+        caller.post("/-/keys", later).await.status(),
+        403,
+        "it outlives the token"
+    );
+    assert_eq!(caller.post("/-/token/renew", "").await.status(), 400);
+    let key = made["key"].as_str().unwrap();
+    place.answers(key, 200).await;
+    let mut caller = Caller::connect(place.address, key).await;
+    let refused = text(caller.post("/-/keys", "{}").await).await;
+    assert!(refused.contains("which sign-in gives and a key cannot"), "{refused}");
+    assert_eq!(caller.post("/-/token/renew", "").await.status(), 403);
+    place.run(&["user", "disable", "ann"]).await;
+    place.answers(key, 403).await;
+    place.answers(&person, 403).await;
+    place.run(&["user", "enable", "ann"]).await;
+    place.answers(key, 200).await;
+    place.run(&["key", "revoke", made["id"].as_str().unwrap()]).await;
+    place.answers(key, 401).await;
+    place.answers(&person, 200).await;
 }
 
 #[tokio::test]

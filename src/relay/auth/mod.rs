@@ -260,6 +260,8 @@ mod tests {
         assert_eq!(Scopes::parse(Some("openid email")), Scopes::BOTH);
         assert_eq!(Scopes::parse(Some("api bridge")), Scopes::BOTH);
         assert_eq!(Scopes::parse(Some("openid api")), Scopes::API);
+        assert_eq!(Scopes::named("openid email"), None);
+        assert_eq!(Scopes::named("openid api"), Some(Scopes::API));
         assert_eq!(Scopes::parse(Some("manage")).to_string(), "manage");
         assert_eq!(
             Scopes::parse(Some("manage api bridge")).to_string(),

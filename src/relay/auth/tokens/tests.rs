@@ -1,6 +1,9 @@
 //! What is accepted as a token, and what is not.
 
+use futures_util::FutureExt;
+
 use super::*;
+use crate::relay::auth::caller_keys::{CallerKey, hash, make};
 
 const BOTH: Scopes = Scopes::BOTH;
 
@@ -114,4 +117,54 @@ fn a_bridge_id_is_of_one_user_and_one_client() {
     assert_eq!(tokens.bridge_id("ann", "x"), tokens.bridge_id("ann", "x"));
     assert_ne!(tokens.bridge_id("ann", "x"), tokens.bridge_id("bob", "x"));
     assert_ne!(tokens.bridge_id("ann", "xy"), tokens.bridge_id("annx", "y"));
+}
+
+#[tokio::test]
+async fn a_key_is_decided_on_at_once_and_cut_when_it_is_taken_back() {
+    let tokens = tokens();
+    let (key, id) = make().unwrap();
+    let kept = CallerKey {
+        id: id.into(),
+        user: "ann".into(),
+        bridge: None,
+        rate: None,
+        issued: 1,
+        expires: None,
+    };
+    tokens.accept_keys([(hash(key.expose()).into(), kept)].into_iter().collect());
+    let identity = tokens.identify(key.expose()).now_or_never().unwrap().unwrap();
+    assert!(identity.is_key() && identity.scopes == Scopes::API && !tokens.is_current(&identity));
+    assert!(matches!(tokens.renew(&identity), Err(IssueError::Key)));
+    let token = tokens.issue("ann", BOTH, None).unwrap();
+    for wrong in [
+        "tun_00000000000000000000000000".to_owned(),
+        format!("tun_{}", token.expose()),
+    ] {
+        assert_eq!(
+            tokens.identify(&wrong).now_or_never(),
+            Some(Err(Denied::UnknownKey)),
+            "{wrong}"
+        );
+    }
+    let over = tokens.refused(&identity);
+    tokio::pin!(over);
+    assert!(futures_util::poll!(&mut over).is_pending());
+    tokens.accept_keys(CallerKeys::default());
+    over.await;
+    assert_eq!(tokens.verify(key.expose()), Err(Denied::UnknownKey));
+}
+
+#[test]
+fn what_vouches_for_one_credential_vouches_for_no_other() {
+    let tokens = tokens();
+    let token = tokens.issue("ann", BOTH, None).unwrap();
+    let identity = tokens.verify(token.expose()).unwrap();
+    let with = |key| Identity {
+        key,
+        ..identity.clone()
+    };
+    let (foreign, key) = (with(KeyId::of_provider(&[7; 32])), with(KeyId::Caller));
+    assert_eq!(tokens.stands(&foreign), Err(Denied::Signature));
+    assert_eq!(tokens.stands(&key), Err(Denied::UnknownKey));
+    assert!(matches!(tokens.renew(&foreign), Err(IssueError::Foreign)));
 }
