@@ -61,12 +61,13 @@ pub fn plain(code: &str) -> String {
 /// # Errors
 /// `unauthorized`, `forbidden`, `rate_limited`, `overloaded`.
 pub async fn pair(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
-    let (maker, _asking) = manager(relay, headers).await?;
+    let (identity, _asking) = manager(relay, headers).await?;
+    let maker = Maker::from(&identity);
     let code = make_code().map_err(|_| Error::new(Code::Overloaded, "no random numbers to be had"))?;
     let expires = maker.expires.unwrap_or(u64::MAX).min(now() + CODE_LIFE.as_secs());
     let kept = keys::Code {
-        user: maker.user.to_string(),
-        maker: Maker::from(&maker),
+        user: identity.user.to_string(),
+        maker,
     };
     // The first one is that of the secret that signs.
     let hash = relay.tokens.code_hashes(&plain(&code)).swap_remove(0);
