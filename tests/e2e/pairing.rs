@@ -9,7 +9,6 @@ use serde_json::json;
 use tunnel::transport::full;
 
 use crate::harness::accounts::{Database, EACH, Site};
-use crate::harness::bridge::Transport;
 use crate::harness::process::{Ended, Process, command, run};
 use crate::harness::{Upstream, json as read_json, on_each_transport, within};
 
@@ -55,7 +54,6 @@ async fn claim(site: &Site, code: &str) -> (u16, serde_json::Value) {
 
 on_each_transport! {
     async fn a_code_lets_a_desktop_in_until_it_logs_out(transport: Transport) {
-        let transport = if transport == Transport::Poll { "poll" } else { "ws" };
         for database in EACH {
             let site = Site::new(database).await;
             let _relay = site.relay().await;
@@ -79,12 +77,12 @@ on_each_transport! {
             assert!(listed[0]["label"].as_str().unwrap().starts_with("paired"));
 
             let upstream = format!("http://{}", upstream.address);
-            let arguments = ["bridge", "--transport", transport, "--upstream", &upstream];
+            let arguments = ["bridge", "--transport", transport.name(), "--upstream", &upstream];
             let mut bridge = Process::start(command(desktop.home.path(), &arguments));
             bridge.error_line("connected").await;
             assert_eq!(site.status(token.trim()).await, 403, "it is for bridges only");
             let caller = site.token("ann").await;
-            within("the bridge to get work", async { while site.status(&caller).await != 200 {} }).await;
+            site.answered(&caller, 200).await;
 
             let logout = desktop.run(&["bridge", "logout"]).await;
             assert_eq!(logout.code, Some(0), "{}", logout.errors);
@@ -97,7 +95,6 @@ on_each_transport! {
     }
 
     async fn a_paired_bridge_renews_its_token_where_it_is_kept(transport: Transport) {
-        let transport = if transport == Transport::Poll { "poll" } else { "ws" };
         let site = Site::new(Database::Sqlite).await;
         let _relay = site.relay().await;
         // What is made lives no longer than its maker.
@@ -108,7 +105,7 @@ on_each_transport! {
         assert_eq!(login.code, Some(0), "{}", login.errors);
         let path = desktop.kept().remove(0);
         let first = std::fs::read_to_string(&path).unwrap();
-        let mut bridge = Process::start(command(desktop.home.path(), &["bridge", "--transport", transport]));
+        let mut bridge = Process::start(command(desktop.home.path(), &["bridge", "--transport", transport.name()]));
         bridge.error_line("connected").await;
         bridge.error_line("the token was renewed").await;
         assert_ne!(std::fs::read_to_string(&path).unwrap(), first);
