@@ -175,9 +175,17 @@ async fn a_login_is_asked_for_its_code_and_serves_the_only_relay_or_the_one_that
     assert!(within("the login", child.wait()).await.unwrap().success());
 
     // The probe may connect a bridge and do no more with this token; so far it is let in.
-    let probe = desktop.run(&["probe", "--only", "reach", "--json"]).await;
+    let probe = desktop.run(&["probe", "--only", "routes", "--json"]).await;
+    assert_eq!(probe.code, Some(0), "{}", probe.output);
     let report: serde_json::Value = serde_json::from_str(&probe.output).unwrap();
     assert_eq!(report["relay"], desktop.relay);
+    let token = report["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|finding| finding["check"] == "token");
+    let (outcome, seen) = (&token.unwrap()["outcome"], token.unwrap()["seen"].as_str().unwrap());
+    assert_eq!((outcome, seen.contains("for bridge")), (&"pass".into(), true), "{seen}");
 
     let kept = desktop.kept().remove(0);
     std::fs::copy(&kept, kept.with_file_name("https%3A%2F%2Frelay.example.com.token")).unwrap();
