@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::Uri;
-use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -23,6 +23,9 @@ const HTTP2_STREAMS: usize = 100;
 
 /// How long a request that has its turn waits for its connection.
 const TURN: Duration = Duration::from_secs(1);
+
+/// The most that is read of a connection at first, octets.
+const FIRST_READ: usize = 1024;
 
 /// Counts the connections of both pools.
 pub(super) struct Standing(watch::Sender<State>);
@@ -217,20 +220,28 @@ impl Connection for StandingStream {
 }
 
 impl Read for StandingStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        match Pin::new(&mut this.stream).poll_read(cx, buf) {
-            Poll::Ready(read) => {
+        if this.room > 0 {
+            return Pin::new(&mut this.stream).poll_read(cx, buf);
+        }
+        // A cursor does not tell what was put in: the first octets go through a buffer that does.
+        let mut octets = [0; FIRST_READ];
+        let room = buf.remaining().min(FIRST_READ);
+        let mut first = ReadBuf::new(&mut octets[..room]);
+        if let Poll::Ready(read) = Pin::new(&mut this.stream).poll_read(cx, first.unfilled()) {
+            if !first.filled().is_empty() {
+                buf.put_slice(first.filled());
                 this.count();
-                Poll::Ready(read)
             }
-            Poll::Pending => match &mut this.passed_over {
-                Some(passed_over) => {
-                    ready!(passed_over.as_mut().poll(cx));
-                    Poll::Ready(Err(io::Error::other("the relay takes no more connections")))
-                }
-                None => Poll::Pending,
-            },
+            return Poll::Ready(read);
+        }
+        match &mut this.passed_over {
+            Some(passed_over) => {
+                ready!(passed_over.as_mut().poll(cx));
+                Poll::Ready(Err(io::Error::other("the relay takes no more connections")))
+            }
+            None => Poll::Pending,
         }
     }
 }
