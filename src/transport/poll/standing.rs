@@ -46,13 +46,14 @@ struct Counts {
 }
 
 impl State {
-    fn stands(&self) -> bool {
-        self.pools.iter().any(|pool| pool.room > 0)
+    /// Whether requests share the connections that stand, and no more are made.
+    fn shares(&self) -> bool {
+        self.settled && self.pools.iter().any(|pool| pool.room > 0)
     }
 
     /// The pool for the next request, if it can go out now.
     fn pick(&self, preferred: usize) -> Option<usize> {
-        if !(self.settled && self.stands()) {
+        if !self.shares() {
             return Some(preferred);
         }
         let has_room = |at: &usize| self.pools[*at].used < self.pools[*at].room;
@@ -101,7 +102,7 @@ impl Standing {
     /// Resolves when a connection may be made; an error if it should not.
     async fn may_dial(&self) -> io::Result<()> {
         let mut changes = self.0.subscribe();
-        let may = changes.wait_for(|state| !(state.settled && state.stands()));
+        let may = changes.wait_for(|state| !state.shares());
         // The request has its turn: one that stands is free for it in a moment.
         let waited = timeout(TURN, may).await;
         match waited {
@@ -116,7 +117,7 @@ impl Standing {
         let settled = changes.borrow_and_update().settled;
         (!settled).then(|| {
             async move {
-                if changes.wait_for(|state| state.settled && state.stands()).await.is_err() {
+                if changes.wait_for(State::shares).await.is_err() {
                     std::future::pending::<()>().await;
                 }
             }
