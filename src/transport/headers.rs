@@ -145,6 +145,16 @@ pub fn remove_tunnel(headers: &mut HeaderMap) {
     }
 }
 
+/// The length of a body as this field tells it, octets; none if it is not there once, or is no plain number.
+pub fn length(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
+    let mut values = headers.get_all(name).into_iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return None;
+    };
+    let digits = |text: &&str| text.bytes().all(|byte| byte.is_ascii_digit());
+    value.to_str().ok().filter(digits)?.parse().ok()
+}
+
 /// Whether a body can be read as it is: it has no coding but `identity`.
 pub fn is_plain(headers: &HeaderMap) -> bool {
     headers.get_all(CONTENT_ENCODING).iter().all(|value| {
