@@ -5,6 +5,8 @@ use http::header::{
     HeaderValue, ORIGIN, PROXY_AUTHORIZATION, REFERER, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 
+/// What this program calls itself in `User-Agent`.
+pub const PROGRAM: &str = concat!("tunnel/", env!("CARGO_PKG_VERSION"));
 /// The code of an error of ours; on a response it is always ours, an upstream's own is removed.
 pub const TUNNEL_ERROR: HeaderName = HeaderName::from_static("tunnel-error");
 /// From the bridge to the relay only: a sentence for the person behind [`TUNNEL_ERROR`].
