@@ -233,9 +233,9 @@ pub fn main(args: Args, bars: &MultiProgress) -> Result<(), Failure> {
 fn install(mut args: Args) -> Result<(), Failure> {
     let place = autostart::token_file()?;
     let relay = args.relay.relay(&args.network, "bridge")?;
-    // One that was put there before, and renewed since, is as good where there is no other for this relay.
+    // One that was put there before, and renewed since, is as good where there is no other for this relay. It is shown to no other.
     let has_another = args.relay.has_token() || login::token_file(&relay).is_some();
-    let token = if !has_another && place.exists() {
+    let token = if !has_another && place.exists() && autostart::goes_to(&relay)? {
         None
     } else {
         let token = args.relay.read_token(&relay, "bridge")?;
