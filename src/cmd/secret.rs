@@ -198,14 +198,14 @@ impl SecretArgs {
     }
 }
 
-/// All files below a folder, by names that begin with its own.
+/// All files below a folder, by names that begin with its own; not those that are being written ([`files::replace_private`]).
 fn list(name: &str, folder: &Path, into: &mut Vec<(String, PathBuf)>) -> io::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
         let (name, path) = (format!("{name}/{}", entry.file_name().display()), entry.path());
         if entry.file_type()?.is_dir() {
             list(&name, &path, into)?;
-        } else {
+        } else if !name.ends_with(".new") {
             into.push((name, path));
         }
     }
