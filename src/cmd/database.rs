@@ -12,7 +12,7 @@ use tokio::runtime;
 use tokio_postgres::config::{Host, SslMode};
 
 use super::access::read_secret;
-use super::secret::SecretArgs;
+use super::secret::{SecretArgs, repeated};
 use super::{Exit, Failure, duration};
 use crate::files;
 use crate::relay::store::{PostgresConfig, Store, StoreConfig, StoreError};
@@ -81,21 +81,17 @@ impl DatabaseArgs {
         })))
     }
 
-    /// The options again, for a command that must use the same database.
-    pub(super) fn repeated(&self) -> String {
+    /// A command with these options again, so that it uses the same database.
+    pub(super) fn repeated(&self, command: &str) -> String {
         let options = &self.0;
-        let option = |name: &str, path: &Option<PathBuf>| {
-            let path = path.as_ref().map(|path| path.display().to_string());
-            path.map_or_else(String::new, |path| format!(" --{name} '{path}'"))
+        let url = options.database_url.as_ref().map(Secret::expose);
+        let (variable, of_url) = match url.filter(|url| !url.is_empty()) {
+            Some(url) if has_password(url) => ("TUNNEL_DATABASE_URL=… ", String::new()),
+            Some(_) => ("", " --database-url …".to_owned()),
+            None => ("", repeated("database-url-file", options.database_url_file.as_deref())),
         };
-        let of_url = if options.database_url.is_some() {
-            " --database-url …"
-        } else {
-            ""
-        };
-        of_url.to_owned()
-            + &option("database-url-file", &options.database_url_file)
-            + &option("database-ca", &options.database_ca)
+        let of_ca = repeated("database-ca", options.database_ca.as_deref());
+        format!("{variable}{command}{of_url}{of_ca}")
     }
 
     /// Does something with the store, as commands do beside a relay that runs.
@@ -214,6 +210,25 @@ impl clap::Args for DatabaseArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_that_is_repeated_would_use_the_same_database() {
+        let repeated = |url: Option<&str>, file: Option<&str>| {
+            let args = DatabaseArgs(Options {
+                database_url: url.map(Secret::new),
+                database_url_file: file.map(PathBuf::from),
+                database_ca: None,
+                database_pool: 4,
+                database_timeout: Duration::from_secs(5),
+            });
+            args.repeated("run")
+        };
+        assert_eq!(repeated(Some("postgres://db/x"), None), "run --database-url …");
+        let with_password = repeated(Some("postgres://ann:sesame@db/x"), Some("unused"));
+        assert_eq!(with_password, "TUNNEL_DATABASE_URL=… run");
+        assert_eq!(repeated(Some(""), Some("url")), "run --database-url-file 'url'");
+        assert_eq!(repeated(Some(""), None), "run");
+    }
 
     #[test]
     fn an_url_is_read_and_a_wrong_one_is_not_shown() {

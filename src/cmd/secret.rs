@@ -113,11 +113,7 @@ impl SecretArgs {
 
     /// The options again, for a command that must use the same secret.
     pub(super) fn repeated(&self) -> String {
-        let option = |name: &str, value: &Option<PathBuf>| {
-            let value = value.as_ref().map(|path| path.display().to_string());
-            value.map_or_else(String::new, |path| format!(" --{name} '{path}'"))
-        };
-        option("data-dir", &self.data_dir) + &option("jwt-secret-file", &self.jwt_secret_file)
+        repeated("data-dir", self.data_dir.as_deref()) + &repeated("jwt-secret-file", self.jwt_secret_file.as_deref())
     }
 
     /// What issues tokens. Makes the secret first where there is none, unless its file was named, and says where.
@@ -196,6 +192,11 @@ impl SecretArgs {
             }
         }
     }
+}
+
+/// An option again, as it would be typed; nothing where it was not given.
+pub(super) fn repeated(name: &str, path: Option<&Path>) -> String {
+    path.map_or_else(String::new, |path| format!(" --{name} '{}'", path.display()))
 }
 
 /// All files below a folder, by names that begin with its own; not those that are being written ([`files::replace_private`]).
