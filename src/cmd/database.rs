@@ -109,12 +109,31 @@ impl DatabaseArgs {
     }
 }
 
+/// What stands before the parameters, and these: all of it, where it is written as `host=… dbname=…`.
+fn split(url: &str) -> (&str, &str) {
+    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        return ("", url);
+    }
+    // A password before the host may hold anything but an @.
+    let host = url.find('@').unwrap_or_default();
+    let query = url.bytes().skip(host).position(|byte| byte == b'?');
+    url.split_at(query.map_or(url.len(), |query| host + query))
+}
+
 /// Certificates are always checked, whichever of these words asks for it.
 fn folded(url: &str) -> String {
+    let (before, parameters) = split(url);
     let words = ["verify-full", "verify-ca"];
-    words.iter().fold(url.to_owned(), |url, word| {
-        url.replace(&format!("sslmode={word}"), "sslmode=require")
-    })
+    let parameters = words.iter().fold(parameters.to_owned(), |parameters, word| {
+        parameters.replace(&format!("sslmode={word}"), "sslmode=require")
+    });
+    format!("{before}{parameters}")
+}
+
+fn says_ssl_mode(url: &str) -> bool {
+    let parameters = split(url).1.split(|c: char| matches!(c, '?' | '&') || c.is_whitespace());
+    let mut names = parameters.filter_map(|parameter| parameter.split('=').next());
+    names.any(|name| name == "sslmode")
 }
 
 /// What stands in the URL is shown to nobody. A server elsewhere is spoken to by TLS unless the URL says otherwise.
@@ -124,7 +143,7 @@ fn parse(url: &str) -> Result<tokio_postgres::Config, Failure> {
     if config.get_hosts().is_empty() {
         return Err(wrong("it names no host"));
     }
-    if !url.contains("sslmode") && !config.get_hosts().iter().all(is_here) {
+    if !says_ssl_mode(url) && !config.get_hosts().iter().all(is_here) {
         config.ssl_mode(SslMode::Require);
     }
     Ok(config)
@@ -237,6 +256,11 @@ mod tests {
         for (url, mode) in [
             ("postgres://db/x", SslMode::Require),
             ("postgres://db/x?sslmode=disable", SslMode::Disable),
+            ("postgres://db/x?connect_timeout=5&sslmode=prefer", SslMode::Prefer),
+            ("host=db sslmode=disable", SslMode::Disable),
+            ("postgres://ann:?sslmode=prefer@db/sslmode", SslMode::Require),
+            ("postgres://db/x?application_name=sslmode", SslMode::Require),
+            ("host=db dbname=sslmode", SslMode::Require),
             ("postgres://127.0.0.1/x", SslMode::Prefer),
             ("host=/run/postgresql", SslMode::Prefer),
         ] {
