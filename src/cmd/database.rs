@@ -131,7 +131,9 @@ fn folded(url: &str) -> String {
 }
 
 fn says_ssl_mode(url: &str) -> bool {
-    let parameters = split(url).1.split(|c: char| matches!(c, '?' | '&') || c.is_whitespace());
+    let parameters = split(url)
+        .1
+        .split(|c: char| matches!(c, '?' | '&') || c.is_whitespace());
     let mut names = parameters.filter_map(|parameter| parameter.split('=').next());
     names.any(|name| name == "sslmode")
 }

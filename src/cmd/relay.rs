@@ -313,11 +313,11 @@ fn serve(args: Args) -> Result<(), Failure> {
     })
 }
 
-/// Binds the address.
-pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
+/// Binds the address that the option says.
+pub(super) async fn listen(address: SocketAddr, option: &str) -> Result<TcpListener, Failure> {
     TcpListener::bind(address)
         .await
-        .with_context(|| format!("cannot listen on {address}; is another program there? Choose with --listen ADDR"))
+        .with_context(|| format!("cannot listen on {address}; is another program there? Choose with {option} ADDR"))
         .map_err(Failure::from)
 }
 
