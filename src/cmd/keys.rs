@@ -4,7 +4,9 @@ use anyhow::Context;
 use clap::Subcommand;
 use fast_qr::{QRBuilder, QRCode};
 
-use super::accounts::{Expiry, ListArgs, await_second_after_deletion, check_user, expiry, label, tell_made, time};
+use super::accounts::{
+    Expiry, ListArgs, await_second_after_deletion, check_user, ended, expiry, label, tell_made, time, until,
+};
 use super::database::DatabaseArgs;
 use super::secret::SecretArgs;
 use super::{Failure, print, tell};
@@ -188,13 +190,8 @@ fn row(key: &Key) -> Vec<String> {
         key.bridge.clone().unwrap_or_default(),
         key.rate.clone().unwrap_or_default(),
         time(Some(key.issued)),
-        key.expires.map_or_else(|| "never".to_owned(), |end| time(Some(end))),
+        until(key.expires),
         time(key.last_used),
-        match (key.revoked, key.expires) {
-            (Some(_), _) => "revoked",
-            (None, Some(end)) if end <= now() => "expired",
-            _ => "",
-        }
-        .to_owned(),
+        ended(key.revoked, key.expires).to_owned(),
     ]
 }
