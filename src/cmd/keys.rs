@@ -58,8 +58,8 @@ pub(super) struct AddArgs {
     #[arg(long, value_name = "TIME", default_value = "never", value_parser = expiry)]
     expires: Expiry,
     /// Requests that it may make in a time, as in 20/s, 600/m or 1000/h [default: as many as the relay lets any]
-    #[arg(long, value_name = "RATE", value_parser = rate)]
-    rate: Option<String>,
+    #[arg(long = "rate", value_name = "RATE", value_parser = rate)]
+    key_rate: Option<String>,
     /// Draw it too, with the relay's address, for a phone's camera
     #[arg(long, requires = "public_url")]
     qr: bool,
@@ -106,7 +106,7 @@ fn add(args: &AddArgs, data: &SecretArgs, database: &DatabaseArgs) -> Result<(),
         let wish = Wish {
             label: args.label.clone(),
             bridge: args.bridge.clone(),
-            rate: args.rate.clone(),
+            rate: args.key_rate.clone(),
             expires: args.expires.0.map(|life| now().saturating_add(life.as_secs())),
         };
         let maker = Maker::operator();
