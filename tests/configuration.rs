@@ -15,8 +15,8 @@ Every option of every command, as `--help` has them. Made from the program itsel
 
 - **Options have variables**: `TUNNEL_` and the long name in capitals, `--data-dir` is `TUNNEL_DATA_DIR`; all but `--verbose`,
   what is done once (`--install`, `--uninstall`), and the `--rate` of a key. What is given as an option wins over the variable, and
-  the variable over the default. An option that takes no value is turned on by `1`, `true`, `yes` or `on`. A variable counts for every command that has an
-  option of this name.
+  the variable over the default. An option that takes no value is turned on by `1`, `true`, `yes` or `on`. A variable counts for every
+  command that has an option of this name.
 - **Secrets** are never options, which other users of the machine can read. The token of a bridge, a probe or a bench comes from the
   variable `TUNNEL_TOKEN`, from a file that `--token-file` names, or from a login ([keys.md](keys.md)); other secrets come from files
   that options name.

@@ -49,7 +49,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Subcommands {
-    /// Run the public server that callers and bridges meet at, or issue its tokens
+    /// Run the public server that callers and bridges meet at, or keep its accounts, tokens and keys
     Relay(Box<relay::Args>),
     /// Connect this desktop's Ollama to a relay
     Bridge(Box<bridge::Args>),
