@@ -119,8 +119,8 @@ impl NetworkArgs {
 
 /// A secret in a file; `what` is the option that names it, or what it is.
 pub(super) fn read_secret(what: &str, path: &std::path::Path) -> Result<Secret, Failure> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure::usage(format!("{what} {}: {error}", path.display())))?;
+    let text =
+        std::fs::read_to_string(path).map_err(|error| Failure::usage(format!("{what} {}: {error}", path.display())))?;
     let secret = Secret::new(&text);
     if secret.expose().is_empty() {
         return Err(Failure::usage(format!("{what} {}: it is empty", path.display())));

@@ -5,14 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::error::ErrorKind;
-use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, FromArgMatches};
 use tokio::runtime;
 use tokio_postgres::config::{Host, SslMode};
 
 use super::access::read_secret;
 use super::secret::{SecretArgs, repeated};
+use super::secret_url::{SecretUrl, secret};
 use super::{Exit, Failure, duration};
 use crate::files;
 use crate::relay::store::{PostgresConfig, Store, StoreConfig, StoreError};
@@ -55,9 +54,11 @@ fn patience(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "it is from 100ms to 10m".to_owned())
 }
 
-fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
-    Ok(Secret::new(text))
-}
+const URL: SecretUrl = SecretUrl {
+    option: "database-url",
+    several: "databases",
+    has_password,
+};
 
 impl DatabaseArgs {
     /// Which one it is; makes the data folder where it is needed.
@@ -184,32 +185,8 @@ impl From<StoreError> for Failure {
 impl FromArgMatches for DatabaseArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let mut options = Options::from_arg_matches(matches)?;
-        let given = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
-        match (given("database_url"), given("database_url_file")) {
-            (true, _)
-                if options
-                    .database_url
-                    .as_ref()
-                    .is_some_and(|url| has_password(url.expose())) =>
-            {
-                Err(clap::Error::raw(
-                    ErrorKind::ValueValidation,
-                    "--database-url takes no password: other users of this computer can read arguments.\n\
-                     Give the URL by the variable TUNNEL_DATABASE_URL or with --database-url-file FILE.\n",
-                ))
-            }
-            (true, true) => Err(clap::Error::raw(
-                ErrorKind::ArgumentConflict,
-                "--database-url and --database-url-file name two databases: give one.\n",
-            )),
-            (url, file) => {
-                // An argument goes before a variable.
-                if file && !url {
-                    options.database_url = None;
-                }
-                Ok(Self(options))
-            }
-        }
+        URL.settle(matches, &mut options.database_url)?;
+        Ok(Self(options))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {

@@ -17,6 +17,7 @@ mod proxy;
 pub mod relay;
 mod rig;
 mod secret;
+mod secret_url;
 mod service;
 mod watch;
 
@@ -265,7 +266,9 @@ mod tests {
     fn the_rate_of_a_relay_is_not_that_of_a_key() {
         let root = command();
         let variable = |path: &[&str]| {
-            let found = path.iter().try_fold(&root, |command, name| command.find_subcommand(name));
+            let found = path
+                .iter()
+                .try_fold(&root, |command, name| command.find_subcommand(name));
             let mut options = found.unwrap().get_arguments();
             let rate = options.find(|arg| arg.get_long() == Some("rate"));
             rate.unwrap().get_env().map(ToOwned::to_owned)
