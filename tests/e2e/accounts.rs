@@ -400,12 +400,15 @@ async fn a_damaged_backup_changes_nothing() {
     let whole = std::fs::read_to_string(&file).unwrap();
     let (without_end, _) = whole.trim_end().rsplit_once('\n').unwrap();
     let evil = whole.replace("\"jwt.secret\"", "\"../../evil\"");
+    let later = whole.replace("\"table\":\"tokens\"", "\"table\":\"clouds\"");
     for (content, words) in [
         (without_end, "its end is missing"),
         (&*whole.replace("\"entries\":2", "\"entries\":3"), "damaged"),
         ("{}\n", "no backup"),
         (&*whole.replacen("\"format\":1", "\"format\":2", 1), "newer release"),
         (&*evil, "strange name"),
+        // Files were brought back before this is found.
+        (&*later, "an entry for clouds cannot be read"),
     ] {
         std::fs::write(&file, content).unwrap();
         let elsewhere = Site::new(Database::Sqlite).await;
