@@ -4,7 +4,7 @@
 //! (an exchange; [`auth`]: who asks, [`rate`]: how often, [`registry`]: which bridges there are). A bridge's walks into
 //! [`session`] or [`polling`]; what the relay answers itself is in [`own`]; [`error`] and [`cors`] finish every answer.
 //! [`access`] notes how an exchange went, [`metrics`] counts it, [`ledger`] adds it up for [`store`], which [`keeper`] keeps in step.
-//! [`usage`] is what a caller learns of that; [`keys`] and [`pairing`] let more callers and bridges in.
+//! [`usage`] is what a caller learns of that; [`keys`] and [`pairing`] let more callers and bridges in; [`web`] is the page for it all.
 //! At the network's edge are [`tls`], [`redirect`] (the port for plain HTTP beside it), [`proxies`] (those in front) and
 //! [`host`] (how the outside calls the relay).
 
@@ -32,6 +32,7 @@ pub mod session;
 pub mod store;
 pub mod tls;
 pub mod usage;
+pub mod web;
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -396,6 +397,8 @@ async fn respond(
         Route::Health => Ok(own::health()),
         Route::Ready => Ok(own::ready(relay)),
         Route::Version => Ok(own::version()),
+        Route::Page => web::page(relay, headers),
+        Route::Asset(name) => web::asset(relay, &name, headers),
         Route::AuthConfig => Ok(own::auth_config(relay)),
         Route::RenewToken => own::renew_token(relay, headers).await,
         Route::Bridges => own::bridges(relay, headers).await,
