@@ -5,7 +5,7 @@ import { credential, ended, renew } from './session.js';
 
 // What to do about an error, by the code in the header Tunnel-Error.
 const REMEDIES = {
-  no_bridge: 'The desktop is not connected. Look whether it is on and `tunnel bridge` runs there.',
+  no_bridge: 'The desktop is not connected. Look whether it is on and “tunnel bridge” runs there.',
   bridge_gone: 'The desktop was lost on the way. It connects again by itself; try again in a moment.',
   upstream_unreachable: 'Ollama does not run on the desktop. Start it there, then try again.',
   rate_limited: 'Too many requests for this key or token. Wait a moment, then try again.',

@@ -184,7 +184,7 @@ function send(event) {
   const text = message.value.trim();
   if (running !== null || text === '') return;
   if (choice.address === '' || choice.model === '') {
-    say(choice.address === '' ? 'No desktop is connected: start `tunnel bridge` on one.' : 'This desktop has no model that could answer.');
+    say(choice.address === '' ? 'No desktop is connected: start “tunnel bridge” on one.' : 'This desktop has no model that could answer.');
     return;
   }
   message.value = '';

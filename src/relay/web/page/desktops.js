@@ -88,7 +88,7 @@ async function freshen(card) {
   const items = found.models === null
     ? [el('li', { class: 'none' }, found.error.message)]
     : found.models.map(({ name, loaded }) => el('li', { class: loaded ? 'loaded' : null }, loaded ? `${name} · loaded` : name));
-  card.models.replaceChildren(...(items.length > 0 ? items : [el('li', { class: 'none' }, 'No model yet: run `ollama pull` there.')]));
+  card.models.replaceChildren(...(items.length > 0 ? items : [el('li', { class: 'none' }, 'No model yet: run “ollama pull” there.')]));
 }
 
 function insert(card) {
@@ -125,7 +125,7 @@ function change(addresses) {
 
 function empty() {
   const text = live.known
-    ? `No desktop is connected. ${mayAdd ? 'Press “Add a desktop”, or start `tunnel bridge` on one.' : 'Start `tunnel bridge` on one.'}`
+    ? `No desktop is connected. ${mayAdd ? 'Press “Add a desktop”, or start “tunnel bridge” on one.' : 'Start “tunnel bridge” on one.'}`
     : 'Looking for your desktops…';
   show(byId('no-desktops'), desktops.size === 0);
   setText(byId('no-desktops'), text);
