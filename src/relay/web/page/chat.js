@@ -142,7 +142,9 @@ function speed({ tokens, rate }, began, firstAt) {
 
 function failed(error, turn, view) {
   say('');
+  const follow = isAtEnd();
   view.fail(error.message, () => again(turn, view));
+  if (follow) toEnd();
 }
 
 // Asks the same anew, in place of what failed.

@@ -31,15 +31,16 @@ export function show(element, shown) {
   if (element.hidden === shown) element.hidden = !shown;
 }
 
-// Says something for a moment, to eyes and screen readers alike.
+// Says something for a moment, to eyes and screen readers alike; within a dialog that is open, for all else is silent then.
 let silence;
 export function announce(text) {
   const place = byId('announce');
   place.textContent = '';
+  (document.querySelector('dialog[open]') ?? document.body).append(place);
   clearTimeout(silence);
   requestAnimationFrame(() => {
     place.textContent = text;
-    silence = setTimeout(() => { place.textContent = ''; }, 6000);
+    silence = setTimeout(() => { place.textContent = ''; }, 5000);
   });
 }
 

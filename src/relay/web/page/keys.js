@@ -25,18 +25,21 @@ function time(at, words) {
   return at === null ? null : el('time', { datetime: new Date(at * 1000).toISOString(), title: moment(at * 1000) }, words(at * 1000));
 }
 
+// The label is for narrow screens, where no head is above.
+const cell = (label, content) => el('td', { 'data-label': label }, content);
+
 function row(key) {
   const now = state(key);
   const revoke = now !== 'valid' ? null
     : el('button', { class: 'small', 'aria-label': `Revoke ${nameOf(key)}`, onclick: () => askToRevoke(key) }, 'Revoke');
   return el('tr', { class: now === 'valid' ? null : 'over' },
     el('th', { scope: 'row', class: 'free' }, nameOf(key)),
-    el('td', {}, key.bridge ?? 'All'),
-    el('td', {}, key.rate ?? 'No limit'),
-    el('td', {}, time(key.issued, day)),
-    el('td', {}, time(key.lastUsed, ago) ?? 'Never'),
-    el('td', {}, time(key.expires, day) ?? 'Never'),
-    el('td', {}, now),
+    cell('Desktop', key.bridge ?? 'All'),
+    cell('Most requests', key.rate ?? 'No limit'),
+    cell('Made', time(key.issued, day)),
+    cell('Last used', time(key.lastUsed, ago) ?? 'Never'),
+    cell('Ends', time(key.expires, day) ?? 'Never'),
+    cell('State', now),
     el('td', {}, revoke));
 }
 

@@ -30,6 +30,7 @@ export function milliseconds(ms) {
 }
 
 export function seconds(ms) {
+  if (ms < 995) return milliseconds(ms);
   return ms < 9950 ? `${(ms / 1000).toFixed(1)} s` : `${Math.round(ms / 1000)} s`;
 }
 
