@@ -33,6 +33,12 @@ pub enum Route {
     Asset(String),
     /// How people sign in.
     AuthConfig,
+    /// Whose the credential is, and what it is good for.
+    Me,
+    /// What becomes of the caller's bridges.
+    Events,
+    /// A token for the one-time code of a demonstration.
+    ClaimOpening,
     /// A fresh token for a valid one.
     RenewToken,
     /// The user's keys for callers.
@@ -94,6 +100,9 @@ pub fn route(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Route, E
         "/api/bridge/usage" => return read_only(method, Route::Usage),
         "/-/version" => return read_only(method, Route::Version),
         "/-/auth/config" => return read_only(method, Route::AuthConfig),
+        "/-/auth/claim" if method == Method::POST => return Ok(Route::ClaimOpening),
+        "/-/me" => return read_only(method, Route::Me),
+        "/-/events" => return read_only(method, Route::Events),
         "/-/token/renew" if method == Method::POST => return Ok(Route::RenewToken),
         "/-/keys" if method == Method::POST => return Ok(Route::AddKey),
         "/-/keys" => return read_only(method, Route::Keys),

@@ -49,31 +49,38 @@ static ASSETS: LazyLock<HashMap<&str, Asset>> = LazyLock::new(|| {
 struct Asset {
     bytes: Bytes,
     kind: HeaderValue,
-    /// Changes with the octets: a browser asks each time, and takes what it has while that is the same.
-    tag: String,
+    hash: String,
 }
 
 impl Asset {
     fn new(name: &str, bytes: &'static [u8]) -> Self {
-        let hash = URL_SAFE_NO_PAD.encode(&digest(&SHA256, bytes).as_ref()[..16]);
         Self {
             bytes: Bytes::from_static(bytes),
             kind: HeaderValue::from_static(kind(name)),
-            tag: format!("\"{hash}\""),
+            hash: hash(bytes),
         }
     }
 
-    /// Whether the browser has these octets (RFC 9110, 13.1.2). A proxy that compresses makes tags weak.
-    fn is_known(&self, headers: &HeaderMap) -> bool {
-        let lists = headers.get_all(IF_NONE_MATCH).into_iter();
-        let mut tags = lists
-            .filter_map(|list| list.to_str().ok())
-            .flat_map(|list| list.split(','));
-        tags.any(|tag| {
-            let tag = tag.trim();
-            tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == self.tag
-        })
+    /// Changes with the octets, and with the policy: browsers keep the one they had when they are told that nothing changed.
+    fn tag(&self, policy: &str) -> String {
+        format!("\"{}{}\"", self.hash, hash(policy.as_bytes()))
     }
+}
+
+fn hash(bytes: &[u8]) -> String {
+    URL_SAFE_NO_PAD.encode(&digest(&SHA256, bytes).as_ref()[..12])
+}
+
+/// Whether the browser has what this tag is of (RFC 9110, 13.1.2). A proxy that compresses makes tags weak.
+fn is_known(tag: &str, headers: &HeaderMap) -> bool {
+    let lists = headers.get_all(IF_NONE_MATCH).into_iter();
+    let mut known = lists
+        .filter_map(|list| list.to_str().ok())
+        .flat_map(|list| list.split(','));
+    known.any(|known| {
+        let known = known.trim();
+        known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag
+    })
 }
 
 fn kind(name: &str) -> &'static str {
@@ -116,7 +123,9 @@ pub fn page(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error>
 /// `not_found` for a name that none of the files has.
 pub fn asset(relay: &Relay, name: &str, headers: &HeaderMap) -> Result<Response<Body>, Error> {
     let asset = ASSETS.get(name).ok_or_else(Error::not_found)?;
-    let known = asset.is_known(headers);
+    let policy = policy(&origins(relay));
+    let tag = asset.tag(&policy);
+    let known = is_known(&tag, headers);
     let mut response = Response::new(if known { empty() } else { full(asset.bytes.clone()) });
     if known {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -124,8 +133,8 @@ pub fn asset(relay: &Relay, name: &str, headers: &HeaderMap) -> Result<Response<
     let answer = response.headers_mut();
     answer.insert(CONTENT_TYPE, asset.kind.clone());
     for (name, value) in [
-        (ETAG, &*asset.tag),
-        (CONTENT_SECURITY_POLICY, &policy(&origins(relay))),
+        (ETAG, &*tag),
+        (CONTENT_SECURITY_POLICY, &policy),
         (CACHE_CONTROL, "no-cache"),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (REFERRER_POLICY, "no-referrer"),
@@ -144,8 +153,9 @@ fn origins(relay: &Relay) -> Vec<String> {
     let Some(oidc) = &relay.config.oidc else {
         return Vec::new();
     };
-    let urls = [oidc.issuer.as_str().to_owned()];
-    let mut origins: Vec<_> = urls.iter().filter_map(|url| origin(url)).collect();
+    let token = relay.tokens.endpoints().map(|endpoints| endpoints.token);
+    let urls = [Some(oidc.issuer.as_str().to_owned()), token];
+    let mut origins: Vec<_> = urls.iter().flatten().filter_map(|url| origin(url)).collect();
     origins.sort_unstable();
     origins.dedup();
     origins
@@ -235,13 +245,13 @@ mod tests {
 
     #[test]
     fn a_browser_takes_what_it_has_while_it_is_the_same() {
-        let asset = &ASSETS[INDEX];
+        let tag = ASSETS[INDEX].tag("a policy");
         let has = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(IF_NONE_MATCH, value.parse().unwrap());
-            asset.is_known(&headers)
+            is_known(&tag, &headers)
         };
-        assert!(has(&asset.tag) && has(&format!("\"a\", W/{}", asset.tag)) && has("*"));
-        assert!(!has("\"a\"") && !has(""));
+        assert!(has(&tag) && has(&format!("\"a\", W/{tag}")) && has("*"));
+        assert!(!has("\"a\"") && !has("") && !has(&ASSETS[INDEX].tag("another")));
     }
 }

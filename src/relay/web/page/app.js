@@ -184,7 +184,7 @@ session.changes.addEventListener('ended', () => {
 live.live.addEventListener('state', () => {
   const away = live.live.state === 'away';
   if (me === null) return;
-  setText(byId('away'), away ? 'The relay cannot be reached right now. What you see may be old; it is tried again by itself.' : '');
+  setText(byId('away'), away ? `${live.live.problem} What you see may be old; it is tried again by itself.` : '');
   show(byId('away'), away);
 });
 

@@ -79,7 +79,7 @@ let choice = null;
 
 function url(term, text) {
   return el('div', {}, el('dt', {}, term), el('dd', {}, el('code', {}, text)),
-    el('button', { class: 'small', 'aria-label': `Copy the base URL for ${term}`, onclick: () => copy(text) }, 'Copy'));
+    el('dd', {}, el('button', { class: 'small', 'aria-label': `Copy the base URL for ${term}`, onclick: () => copy(text) }, 'Copy')));
 }
 
 function snippet([title, write], facts) {

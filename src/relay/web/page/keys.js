@@ -68,7 +68,9 @@ function offerEnds() {
   setText(byId('key-ends-hint'), isLimited ? 'A key ends no later than what you are signed in with.' : '');
 }
 
-function askForKey() {
+async function askForKey() {
+  // A sign-in that was renewed ends later.
+  most = await askJson('-/me').then(({ expires }) => expires, () => most);
   const own = sorted().filter(({ owner }) => !owner);
   setOptions(byId('key-bridge'), [['', 'All of mine'], ...own.map(({ name }) => [name, name])]);
   byId('key-label').value = '';

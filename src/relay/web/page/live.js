@@ -1,12 +1,13 @@
 // The desktops as they are now: follows the relay's events, and asks again when they end.
 
-import { ask } from './api.js';
+import { ask, Failure } from './api.js';
 import { credential } from './session.js';
 import { ndjson } from './stream.js';
 
 // Beats come each 15 seconds; without any for so long, the connection is dead.
 const SILENCE = 40_000;
 const LONGEST_PAUSE = 30_000;
+const LOST = 'The relay cannot be reached right now.';
 
 // Desktops by address.
 export const desktops = new Map();
@@ -14,6 +15,7 @@ export const desktops = new Map();
 // Tells "change" with the addresses concerned, once a frame at most; "arrived" with a desktop that was not there before; "state".
 export const live = new EventTarget();
 live.state = 'begin';
+live.problem = '';
 live.known = false;
 
 let changed = new Set();
@@ -24,9 +26,10 @@ function tell(type, detail) {
   live.dispatchEvent(new CustomEvent(type, { detail }));
 }
 
-function setState(state) {
-  if (live.state === state) return;
+function setState(state, problem = '') {
+  if (live.state === state && live.problem === problem) return;
   live.state = state;
+  live.problem = problem;
   tell('state', state);
 }
 
@@ -90,11 +93,16 @@ async function run(stopped) {
     const abort = new AbortController();
     stopped.signal.addEventListener('abort', () => abort.abort(), { once: true, signal: abort.signal });
     const began = Date.now();
-    const wasThere = await follow(abort).catch(() => false);
+    let problem = LOST;
+    const wasThere = await follow(abort).catch((error) => {
+      // The relay itself says why, if it is there.
+      if (error instanceof Failure && error.status > 0) problem = error.message;
+      return false;
+    });
     if (stopped.signal.aborted) return;
     if (wasThere || Date.now() - began > 30_000) pause = 500;
     // One that ends in good order, as with a credential that was renewed, is no news yet.
-    if (!wasThere) setState('away');
+    if (!wasThere) setState('away', problem);
     await wait(pause * (0.75 + Math.random() / 2), stopped.signal);
     pause = Math.min(pause * 2, LONGEST_PAUSE);
   }
