@@ -43,6 +43,7 @@ mod oidc;
 mod oidc_accounts;
 #[cfg(unix)]
 mod oidc_provider;
+mod page_files;
 #[cfg(target_os = "linux")]
 mod pairing;
 mod policy;
