@@ -45,7 +45,8 @@ async function* ofOpenAi(response) {
   for await (const data of events(response)) {
     if (data === '[DONE]') {
       yield { done: { tokens, rate: null } };
-      return;
+      // To its end, or the desktop would take it for one that was stopped.
+      continue;
     }
     const chunk = JSON.parse(data);
     if (chunk.error !== undefined) throw new Error(`The model stopped: ${chunk.error.message ?? chunk.error}`);

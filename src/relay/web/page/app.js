@@ -60,6 +60,7 @@ function enter(who) {
     lastUser = me.user;
   }
   setText(byId('who'), me.user);
+  if (!byId('view-signed-out').hidden) byId('main').focus();
   show(byId('view-signed-out'), false);
   show(byId('top'), true);
   live.start();

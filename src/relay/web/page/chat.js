@@ -220,7 +220,9 @@ function wire() {
   message.addEventListener('keydown', (event) => {
     if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) send(event);
   });
-  byId('view-chat').addEventListener('keydown', (event) => { if (event.key === 'Escape') stop(); });
+  document.addEventListener('keydown', (event) => {
+    if (event.key === 'Escape' && !byId('view-chat').hidden && !document.querySelector('dialog[open]')) stop();
+  });
   byId('chat-new').addEventListener('click', () => {
     clear();
     save();

@@ -95,7 +95,12 @@ async function load() {
 
 for (const id of ['usage-days', 'usage-by']) byId(id).addEventListener('change', load);
 byId('usage-show').addEventListener('change', draw);
-new ResizeObserver(() => draw()).observe(byId('view-usage'));
+let width = 0;
+new ResizeObserver(([{ contentRect }]) => {
+  if (contentRect.width === width) return;
+  ({ width } = contentRect);
+  draw();
+}).observe(byId('usage-chart'));
 
 export const usageView = {
   begin() {
