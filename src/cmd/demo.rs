@@ -164,7 +164,7 @@ async fn start_model(pace: Duration, shutdown: &Shutdown) -> Result<String, Fail
 fn commands(address: &str, code: &Secret, token: &Secret, model: &str) -> String {
     let (code, token) = (code.expose(), token.expose());
     format!(
-        r#"Open in a browser, which works once: http://{address}/#code={code}
+        r#"Open this in a browser; it works once: http://{address}/#code={code}
 
 The relay is at http://{address}, a bridge is connected to it, and behind that is the model {model}.
 

@@ -101,10 +101,9 @@ fn beats() -> Interval {
 async fn next_line(listener: &mut Listener, only: Option<&str>, beats: &mut Interval) -> Option<Bytes> {
     loop {
         tokio::select! {
-            change = listener.change(only) => match change? {
-                Some(line) => return Some(line),
-                // It is about a bridge of which this caller does not hear.
-                None => {}
+            // There is no line in what is about a bridge of which this caller does not hear.
+            change = listener.change(only) => if let Some(line) = change? {
+                return Some(line);
             },
             _ = beats.tick() => return Some(Bytes::from_static(BEAT_LINE)),
         }

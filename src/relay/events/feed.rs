@@ -47,6 +47,11 @@ impl Feeds {
         feed.join()
     }
 
+    /// Whose bridges are looked at.
+    pub fn users(&self) -> usize {
+        self.lock().len()
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Feed>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
