@@ -16,6 +16,7 @@ mod crowd;
 mod delay;
 mod distance;
 mod forward;
+mod listen;
 mod memory;
 mod process;
 mod speed;
@@ -38,8 +39,8 @@ struct Arguments {
     /// Fewer and shorter rounds, and 200 bridges instead of 2,000
     #[arg(long)]
     quick: bool,
-    /// Only these: a (64 callers), b (one caller), c (memory), d (40 ms away), e (CPU), f (memory, polling), g (CPU of store, metrics and access log)
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = PossibleValuesParser::new(["a", "b", "c", "d", "e", "f", "g"]))]
+    /// Only these: a (64 callers), b (one caller), c (memory), d (40 ms away), e (CPU), f (memory, polling), g (CPU of store, metrics and access log), h (CPU of pages that look)
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = PossibleValuesParser::new(["a", "b", "c", "d", "e", "f", "g", "h"]))]
     only: Vec<String>,
     /// Be a plain TCP forwarder to this address, for the benchmark that started this one
     #[arg(long, hide = true)]
@@ -98,6 +99,9 @@ async fn measure(arguments: &Arguments) -> Table {
     }
     if arguments.wants("g") {
         watch::measure(quick, &mut table).await;
+    }
+    if arguments.wants("h") {
+        listen::measure(quick, &mut table).await;
     }
     if arguments.wants("d") {
         distance::measure(quick, &mut table).await;

@@ -93,7 +93,8 @@ impl Swarm {
     }
 }
 
-fn user(number: usize) -> String {
+/// Whose the bridge of this number is.
+pub(crate) fn user(number: usize) -> String {
     format!("user-{}", number / PER_USER)
 }
 

@@ -20,14 +20,20 @@ use crate::random;
 use crate::relay::auth::Scopes;
 use crate::relay::auth::tokens::Tokens;
 use crate::relay::config::Config;
+use crate::relay::keeper::Keeper;
+use crate::relay::opening::Opening;
+use crate::relay::store::StoreConfig;
 use crate::relay::{self, Relay};
 use crate::shutdown::Shutdown;
+use crate::token::Secret;
 use crate::transport::dial::{BaseUrl, Dialer};
 use crate::transport::http1::{self, Connection};
 use crate::transport::{collect, empty};
 
 const OLLAMA: &str = "http://127.0.0.1:11434";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Whose all of it is.
+const USER: &str = "demo";
 
 /// The options of the demonstration.
 #[derive(Debug, clap::Args)]
@@ -52,16 +58,22 @@ impl DemoArgs {
 ///
 /// # Errors
 /// [`Failure`] when a part cannot be started.
-pub(super) async fn run(args: DemoArgs, address: SocketAddr, config: Config) -> Result<(), Failure> {
+pub(super) async fn run(
+    args: DemoArgs,
+    address: SocketAddr,
+    usage_keep: Duration,
+    mut config: Config,
+) -> Result<(), Failure> {
     let listener = listen(address, "--listen").await?;
     let address = listener.local_addr().context("cannot tell the address")?;
     let shutdown = Shutdown::new();
     tokio::spawn(shutdown.clone().on_signals(STOPPING));
-    // Nothing of a demonstration is kept: the secret and the token are as long-lived as the process.
+    // Nothing of a demonstration is kept: secret, tokens and database are as long-lived as the process.
     let tokens = Tokens::new(random::name().context("cannot make a secret")?.as_bytes());
-    let token = tokens
-        .issue("demo", Scopes::BOTH, None)
-        .context("cannot make a token")?;
+    let token = tokens.issue(USER, Scopes::BOTH, None).context("cannot make a token")?;
+    let code = Secret::new(&random::name().context("cannot make a code")?);
+    config.keeper = Some(Keeper::begin(StoreConfig::Memory, usage_keep, &tokens, CONNECT_TIMEOUT).await?);
+    config.opening = Some(Opening::new(USER, code.clone()));
     let dialer = Dialer::new(None, CONNECT_TIMEOUT).context("cannot make connections")?;
     let (upstream, model) = match local_model(&dialer).await {
         Some(model) => (OLLAMA.to_owned(), model),
@@ -90,7 +102,7 @@ pub(super) async fn run(args: DemoArgs, address: SocketAddr, config: Config) -> 
         ended = bridge::run(bridge, Arc::clone(&status), shutdown.clone()) => ended.map_err(bridge_cmd::explain)?,
         () = async {
             connected(&status).await;
-            print(&commands(&reachable(address).to_string(), token.expose(), &model));
+            print(&commands(&reachable(address).to_string(), &code, &token, &model));
             warn_if_public(address);
             tell("\nThis goes on until you press Ctrl-C.");
             std::future::pending::<()>().await;
@@ -149,11 +161,14 @@ async fn start_model(pace: Duration, shutdown: &Shutdown) -> Result<String, Fail
     Ok(format!("http://{address}"))
 }
 
-fn commands(address: &str, token: &str, model: &str) -> String {
+fn commands(address: &str, code: &Secret, token: &Secret, model: &str) -> String {
+    let (code, token) = (code.expose(), token.expose());
     format!(
-        r#"The relay is at http://{address}, a bridge is connected to it, and behind that is the model {model}.
+        r#"Open this in a browser; it works once: http://{address}/#code={code}
 
-Paste into another terminal:
+The relay is at http://{address}, a bridge is connected to it, and behind that is the model {model}.
+
+Or paste into another terminal:
 
 With curl, a streamed chat:
 

@@ -289,7 +289,7 @@ fn serve(args: Args) -> Result<(), Failure> {
             if args.watch.shows_metrics() {
                 return Err(Failure::usage("--demo shows no metrics: leave out --metrics-listen"));
             }
-            return demo::run(args.demo, args.listen, config).await;
+            return demo::run(args.demo, args.listen, args.usage_keep, config).await;
         }
         let shutdown = Shutdown::new();
         tokio::spawn(shutdown.clone().on_signals_leave(STOPPING));

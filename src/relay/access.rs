@@ -24,6 +24,7 @@ use super::ledger::Exchanged;
 use super::metrics::{Ended, Outcome, RouteClass, Transport};
 use super::proxies::Told;
 use super::registry::Session;
+use super::registry::last_hour::Done;
 use super::router::Target;
 use crate::telemetry;
 use crate::transport::headers::{TUNNEL_USAGE, X_REQUEST_ID, length};
@@ -238,16 +239,23 @@ impl Record {
         log.write(&line);
     }
 
-    /// Adds it to what the user used, if it reached a bridge that counts.
+    /// Adds it to what the bridge did and the user used, if it reached a bridge that counts.
     fn note_usage(&self, outcome: Outcome, total: Duration) {
         let (Some(session), Some(identity)) = (&self.session, &self.identity) else {
             return;
         };
-        let keeper = self.relay.config.keeper.as_ref();
-        if session.identity.ephemeral || !keeper.is_some_and(Keeper::keeps_usage) {
+        if session.identity.ephemeral {
             return;
         }
         let usage = self.usage();
+        session.last_hour.add(Done {
+            exchanges: 1,
+            prompt: usage.and_then(|usage| usage.prompt),
+            completion: usage.and_then(|usage| usage.completion),
+        });
+        if !self.relay.config.keeper.as_ref().is_some_and(Keeper::keeps_usage) {
+            return;
+        }
         self.relay.ledger.add(&Exchanged {
             identity,
             session,

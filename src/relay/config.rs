@@ -6,6 +6,7 @@ use super::access::Log;
 use super::auth::oidc;
 use super::host::PublicUrl;
 use super::keeper::Keeper;
+use super::opening::Opening;
 use super::proxies::Proxies;
 use super::rate::Rate;
 use super::tls::Tls;
@@ -35,6 +36,8 @@ pub struct Config {
     pub keeper: Option<Keeper>,
     /// The provider by which people sign in, if there is one.
     pub oidc: Option<oidc::Settings>,
+    /// The code that opens a demonstration, if this is one.
+    pub opening: Option<Opening>,
     /// The bounds.
     pub limits: Limits,
 }
@@ -114,6 +117,7 @@ impl Default for Config {
             access_log: None,
             keeper: None,
             oidc: None,
+            opening: None,
             limits: Limits::default(),
         }
     }

@@ -26,7 +26,7 @@ use crate::transport::headers::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_P
 use crate::transport::idle::{Activity, IdleLimit};
 use crate::transport::{Body, ExchangeError, Link, empty, headers, upgrade, usage};
 
-const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+pub(super) const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// What an exchange holds as long as it lasts.
 struct Held {
@@ -232,7 +232,7 @@ fn set_forwarded(headers: &mut HeaderMap, caller: &Caller, told: Option<Told>) {
     }
 }
 
-fn stopping() -> Error {
+pub(super) fn stopping() -> Error {
     Error::new(Code::Draining, "the relay is stopping; try again in a moment")
 }
 

@@ -4,7 +4,8 @@
 //! (an exchange; [`auth`]: who asks, [`rate`]: how often, [`registry`]: which bridges there are). A bridge's walks into
 //! [`session`] or [`polling`]; what the relay answers itself is in [`own`]; [`error`] and [`cors`] finish every answer.
 //! [`access`] notes how an exchange went, [`metrics`] counts it, [`ledger`] adds it up for [`store`], which [`keeper`] keeps in step.
-//! [`usage`] is what a caller learns of that; [`keys`] and [`pairing`] let more callers and bridges in.
+//! [`usage`] is what a caller learns of that, [`events`] what becomes of the bridges meanwhile; [`keys`] and [`pairing`] let more
+//! callers and bridges in, [`opening`] the first one of a demonstration; [`web`] is the page for it all.
 //! At the network's edge are [`tls`], [`redirect`] (the port for plain HTTP beside it), [`proxies`] (those in front) and
 //! [`host`] (how the outside calls the relay).
 
@@ -15,11 +16,13 @@ pub mod connection;
 pub mod cors;
 pub mod dispatch;
 pub mod error;
+pub mod events;
 pub mod host;
 pub mod keeper;
 pub mod keys;
 pub mod ledger;
 pub mod metrics;
+pub mod opening;
 pub mod own;
 pub mod pairing;
 pub mod polling;
@@ -32,8 +35,10 @@ pub mod session;
 pub mod store;
 pub mod tls;
 pub mod usage;
+pub mod web;
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -50,6 +55,7 @@ use self::config::Config;
 use self::connection::{Active, Caller, Door};
 use self::cors::Cors;
 use self::error::{Code, Error, Shape};
+use self::events::Feeds;
 use self::ledger::Ledger;
 use self::metrics::Metrics;
 use self::pairing::WrongCodes;
@@ -88,6 +94,8 @@ pub struct Relay {
     pub pollers: Pollers,
     /// What each token may still ask for.
     pub buckets: Buckets,
+    /// Who listens to what becomes of bridges.
+    pub feeds: Feeds,
     /// Codes that were not good.
     pub wrong_codes: WrongCodes,
     /// Who may call from a web page.
@@ -134,6 +142,7 @@ impl Relay {
             registry: Registry::new(config.limits.bridges_per_user),
             pollers: Pollers::default(),
             buckets: Buckets::new(config.limits.rate),
+            feeds: Feeds::default(),
             wrong_codes: WrongCodes::default(),
             cors: Cors::new(config.cors_origins.clone()),
             metrics: Metrics::default(),
@@ -396,7 +405,11 @@ async fn respond(
         Route::Health => Ok(own::health()),
         Route::Ready => Ok(own::ready(relay)),
         Route::Version => Ok(own::version()),
+        Route::Page => web::page(relay, headers),
+        Route::Asset(name) => web::asset(relay, &name, headers),
         Route::AuthConfig => Ok(own::auth_config(relay)),
+        Route::Me => own::me(relay, headers).await,
+        Route::Events => events::listen(relay, active, headers).await,
         Route::RenewToken => own::renew_token(relay, headers).await,
         Route::Bridges => own::bridges(relay, headers).await,
         Route::Usage => usage::answer(relay, headers, request.uri().query()).await,
@@ -404,11 +417,8 @@ async fn respond(
         Route::AddKey => keys::add(relay, request).await,
         Route::RevokeKey(id) => keys::revoke(relay, headers, &id).await,
         Route::Pair => pairing::pair(relay, headers).await,
-        Route::ClaimCode => {
-            let told = request.extensions().get::<Told>();
-            let address = told.map_or_else(|| caller.address().ip(), |told| told.address);
-            pairing::claim(relay, address, request).await
-        }
+        Route::ClaimCode => pairing::claim(relay, peer(caller, &request), request).await,
+        Route::ClaimOpening => opening::claim(relay, peer(caller, &request), request).await,
         Route::Bridge => session::upgrade(relay, request).await,
         Route::Polling(asked) => {
             // Only who may be one: a drain treats a bridge's connection otherwise.
@@ -421,6 +431,12 @@ async fn respond(
             Ok(Box::pin(dispatch::forward(relay, caller, active, target, request)).await)
         }
     }
+}
+
+/// Where a request comes from, as far as it is known.
+fn peer(caller: &Caller, request: &Request<Incoming>) -> IpAddr {
+    let told = request.extensions().get::<Told>();
+    told.map_or_else(|| caller.address().ip(), |told| told.address)
 }
 
 /// A target in absolute form must name the host that the request itself names: the relay is no forward proxy.

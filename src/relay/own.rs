@@ -1,4 +1,4 @@
-//! The relay's own routes: health, version, the caller's bridges, token renewal; and what others of them need.
+//! The relay's own routes: health, version, how to sign in, who one is, the caller's bridges, token renewal; and what others of them need.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::Relay;
+use super::auth::keys::KeyId;
 use super::auth::{self, tokens::IssueError};
 use super::error::{Code, Error};
 use super::registry::Session;
@@ -59,14 +60,45 @@ pub fn version() -> Response<Body> {
 /// `GET /-/auth/config`: how people sign in here, for anybody.
 pub fn auth_config(relay: &Relay) -> Response<Body> {
     let oidc = relay.config.oidc.as_ref().map(|oidc| {
+        let endpoints = relay.tokens.endpoints();
         json!({
             "issuer": oidc.issuer.as_str(),
             "clientId": oidc.client_id,
             "deviceClientId": oidc.device_client_id,
             "audience": oidc.audiences.first(),
+            "endpoints": endpoints.map(|places| json!({
+                "authorization": places.authorization,
+                "token": places.token,
+                "endSession": places.end_session,
+            })),
         })
     });
     json_response(StatusCode::OK, &json!({"oidc": oidc}))
+}
+
+/// `GET /-/me`: whose the credential is, and what it is good for.
+///
+/// # Errors
+/// `unauthorized`, `rate_limited`.
+pub async fn me(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
+    let identity = auth::anyone(&relay.tokens, headers).await?;
+    relay.buckets.take(&identity)?;
+    let kind = match identity.key {
+        KeyId::Provider(_) => "sign-in",
+        KeyId::Secret(_) => "token",
+        KeyId::Caller => "key",
+    };
+    Ok(json_response(
+        StatusCode::OK,
+        &json!({
+            "user": &*identity.user,
+            "kind": kind,
+            "scopes": identity.scopes.names().collect::<Vec<_>>(),
+            "expires": identity.expires,
+            "bridge": identity.bridge.as_deref(),
+            "accounts": relay.config.keeper.is_some(),
+        }),
+    ))
 }
 
 /// `POST /-/token/renew`: a fresh token of the same user, scope and length. One that may make others ends when it was to.
@@ -124,7 +156,8 @@ async fn describe(session: &Arc<Session>, limit: usize) -> Value {
     })
 }
 
-fn unix_ms(time: Option<SystemTime>) -> Option<u64> {
+/// Milliseconds since 1970.
+pub(super) fn unix_ms(time: Option<SystemTime>) -> Option<u64> {
     let since = time?.duration_since(UNIX_EPOCH).ok()?;
     u64::try_from(since.as_millis()).ok()
 }

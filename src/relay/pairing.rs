@@ -140,7 +140,7 @@ fn life(code: &keys::Code) -> Result<Duration, Error> {
     }
 }
 
-fn wrong_code() -> Error {
+pub(super) fn wrong_code() -> Error {
     let detail = "this code is not known, was used, or has run out; get a new one";
     Error::new(Code::Unauthorized, detail).because("pairing code not good")
 }
@@ -164,7 +164,7 @@ impl WrongCodes {
     ///
     /// # Errors
     /// `rate_limited`, with the time after which there is room for one more.
-    fn begin(&self, address: IpAddr) -> Result<(), Error> {
+    pub(super) fn begin(&self, address: IpAddr) -> Result<(), Error> {
         let mut counted = self.lock();
         let now = Instant::now();
         let age = counted.since.map_or(MINUTE, |since| now.duration_since(since));
@@ -186,7 +186,7 @@ impl WrongCodes {
     }
 
     /// It was not wrong.
-    fn forgive(&self, address: IpAddr) {
+    pub(super) fn forgive(&self, address: IpAddr) {
         let mut counted = self.lock();
         if let Some(of_network) = counted.of.get_mut(&network(address)).filter(|count| **count > 0) {
             *of_network -= 1;

@@ -1,5 +1,7 @@
 //! Which bridges are connected, whose they are, and which one gets a request (protocol.md sections 1 and 2). In memory only:
-//! nothing here waits for anything but a bridge.
+//! nothing here waits for anything but a bridge. [`last_hour`] is what a bridge did lately.
+
+pub mod last_hour;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -9,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use self::last_hour::LastHour;
 use crate::transport::{Ending, LONGEST_BRIDGE_NAME, Link};
 
 /// For so long after it was lost, a bridge is expected back.
@@ -58,6 +61,8 @@ pub struct Session {
     pub since: (Instant, SystemTime),
     /// The bridge was here a moment ago, or still is over another connection.
     pub is_return: bool,
+    /// What the bridge did lately, over this connection and those before.
+    pub last_hour: Arc<LastHour>,
     link: Arc<dyn Link>,
     retired: AtomicBool,
     in_flight: Arc<Counter>,
@@ -184,6 +189,8 @@ pub struct Registry {
 struct User {
     sessions: Vec<Arc<Session>>,
     away: Vec<Away>,
+    /// Of bridges that are not here, and did something lately.
+    last_hours: Vec<(Arc<str>, Arc<LastHour>)>,
     in_flight: Arc<Counter>,
     changed: Arc<Notify>,
 }
@@ -249,6 +256,7 @@ impl Registry {
         let is_same = |id: &str| id == &*identity.bridge_id;
         let is_return = user.sessions.iter().any(|older| is_same(&older.identity.bridge_id))
             || user.away.iter().any(|away| is_same(&away.bridge_id));
+        let last_hour = user.take_last_hour(&identity.bridge_id);
         let session = Arc::new(Session {
             identity,
             connection_id: self.next_connection.fetch_add(1, Ordering::Relaxed),
@@ -256,6 +264,7 @@ impl Registry {
             reason,
             since,
             is_return,
+            last_hour,
             link,
             retired: AtomicBool::new(false),
             in_flight: Arc::default(),
@@ -285,6 +294,12 @@ impl Registry {
             let over = user.away.len().saturating_sub(self.bridges_per_user);
             user.away.drain(..over);
         }
+        if !here(&session.identity.bridge_id) && !session.last_hour.is_empty() {
+            let kept = (Arc::clone(&session.identity.bridge_id), Arc::clone(&session.last_hour));
+            user.last_hours.push(kept);
+            let over = user.last_hours.len().saturating_sub(self.bridges_per_user);
+            user.last_hours.drain(..over);
+        }
         user.changed.notify_waiters();
     }
 
@@ -292,6 +307,7 @@ impl Registry {
     pub fn sweep(&self) {
         self.lock().retain(|_, user| {
             user.away.retain(|away| away.since.elapsed() < EXPECTED_BACK);
+            user.last_hours.retain(|(_, hour)| !hour.is_empty());
             !(user.sessions.is_empty() && user.away.is_empty() && Arc::strong_count(&user.in_flight) == 1)
         });
     }
@@ -405,6 +421,15 @@ impl Registry {
 }
 
 impl User {
+    /// That of the bridge's other connections, or of those before; else a fresh one.
+    fn take_last_hour(&mut self, bridge_id: &str) -> Arc<LastHour> {
+        if let Some(other) = self.sessions.iter().find(|s| &*s.identity.bridge_id == bridge_id) {
+            return Arc::clone(&other.last_hour);
+        }
+        let kept = self.last_hours.iter().position(|(id, _)| &**id == bridge_id);
+        kept.map_or_else(Arc::default, |at| self.last_hours.remove(at).1)
+    }
+
     fn free_name(&self, identity: &Identity, most: usize) -> Result<String, Full> {
         let others: Vec<&str> = self
             .sessions

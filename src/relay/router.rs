@@ -4,9 +4,13 @@
 use http::{HeaderMap, Method, Uri};
 
 use super::error::{Code, Error};
+use super::web;
 use crate::transport::headers::TUNNEL_BRIDGE;
 use crate::transport::path::normalise;
 use crate::transport::ws;
+
+/// Where the files of the page are.
+const ASSETS: &str = "/-/page/";
 
 /// Where a request goes.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,8 +27,18 @@ pub enum Route {
     Usage,
     /// The version of the relay.
     Version,
+    /// The page.
+    Page,
+    /// The file of this name that belongs to it.
+    Asset(String),
     /// How people sign in.
     AuthConfig,
+    /// Whose the credential is, and what it is good for.
+    Me,
+    /// What becomes of the caller's bridges.
+    Events,
+    /// A token for the one-time code of a demonstration.
+    ClaimOpening,
     /// A fresh token for a valid one.
     RenewToken,
     /// The user's keys for callers.
@@ -78,6 +92,7 @@ pub struct Target {
 pub fn route(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Route, Error> {
     let path = uri.path();
     match path {
+        "/" if web::is_visit(method, uri, headers) => return Ok(Route::Page),
         "/healthz" | "/health" => return read_only(method, Route::Health),
         "/readyz" => return read_only(method, Route::Ready),
         ws::PATH => return read_only(method, Route::Bridge),
@@ -85,6 +100,9 @@ pub fn route(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Route, E
         "/api/bridge/usage" => return read_only(method, Route::Usage),
         "/-/version" => return read_only(method, Route::Version),
         "/-/auth/config" => return read_only(method, Route::AuthConfig),
+        "/-/auth/claim" if method == Method::POST => return Ok(Route::ClaimOpening),
+        "/-/me" => return read_only(method, Route::Me),
+        "/-/events" => return read_only(method, Route::Events),
         "/-/token/renew" if method == Method::POST => return Ok(Route::RenewToken),
         "/-/keys" if method == Method::POST => return Ok(Route::AddKey),
         "/-/keys" => return read_only(method, Route::Keys),
@@ -98,6 +116,7 @@ pub fn route(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Route, E
                 .map(|id| Route::RevokeKey(id.to_owned()))
                 .ok_or_else(Error::not_found);
         }
+        _ if path.starts_with(ASSETS) => return read_only(method, Route::Asset(path[ASSETS.len()..].to_owned())),
         _ if is_owned(path) => return polling(method, path).map(Route::Polling).ok_or_else(Error::not_found),
         _ => {}
     }
@@ -215,6 +234,29 @@ mod tests {
         assert_eq!(get("/b/box/v1/models"), forward(Some("box"), "/v1/models"));
         assert_eq!(get("/b/box"), forward(Some("box"), "/"));
         assert_eq!(get("/api/bridges"), forward(None, "/api/bridges"));
+    }
+
+    #[test]
+    fn a_browser_without_a_credential_gets_the_page_and_everybody_else_the_desktop() {
+        let by = |uri: &str, headers: &[(&'static str, &'static str)]| {
+            let headers = headers.iter().map(|(name, value)| {
+                let name = http::HeaderName::from_static(name);
+                (name, HeaderValue::from_static(value))
+            });
+            route(&Method::GET, &uri.parse().unwrap(), &headers.collect())
+        };
+        let html = ("accept", "text/html,application/xhtml+xml,*/*;q=0.8");
+        assert_eq!(by("/", &[html]), Ok(Route::Page));
+        assert_eq!(by("/?code=a&state=b", &[html]), Ok(Route::Page));
+        assert_eq!(by("/", &[("accept", "*/*")]), forward(None, "/"));
+        for shown in [("authorization", "Bearer t"), ("x-api-key", "t")] {
+            assert_eq!(by("/", &[html, shown]), forward(None, "/"));
+        }
+        assert_eq!(by("/", &[html, ("tunnel-bridge", "box")]), forward(Some("box"), "/"));
+        assert_eq!(by("/b/box/", &[html]), forward(Some("box"), "/"));
+        assert_eq!(by("/-/page/app.js", &[]), Ok(Route::Asset("app.js".to_owned())));
+        let post = route(&Method::POST, &"/-/page/app.js".parse().unwrap(), &HeaderMap::new());
+        assert_eq!(post, Err(Error::not_found()));
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod harness;
 mod accounts;
 #[cfg(target_os = "linux")]
 mod acme;
+mod attacks;
 #[cfg(target_os = "linux")]
 mod autostart;
 #[cfg(target_os = "linux")]
@@ -24,12 +25,17 @@ mod compose;
 mod corporate;
 mod cors;
 #[cfg(target_os = "linux")]
+mod demo;
+#[cfg(target_os = "linux")]
 mod deploy;
 mod desktops;
 mod draining;
 mod early;
 mod edge;
 mod encryption;
+mod events;
+#[cfg(target_os = "linux")]
+mod events_accounts;
 mod hostile;
 mod integrity;
 mod isolation;
@@ -43,6 +49,7 @@ mod oidc;
 mod oidc_accounts;
 #[cfg(unix)]
 mod oidc_provider;
+mod page_files;
 #[cfg(target_os = "linux")]
 mod pairing;
 mod policy;

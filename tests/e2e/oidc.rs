@@ -297,6 +297,9 @@ async fn until_the_provider_answers_the_relays_own_tokens_work_and_others_are_pu
     provider.set_away(true);
     let relay = relay(&provider, |settings| settings.timing.pause = Duration::from_millis(50)).await;
     assert_eq!(status(&relay, &relay.token("ann")).await, 200);
+    let mut nobody = Caller::connect(relay.address, "").await;
+    let told = json(nobody.get("/-/auth/config").await).await;
+    assert_eq!(told["oidc"]["endpoints"], Value::Null);
     let token = provider.token("ann");
     let response = Caller::connect(relay.address, &token).await.get("/api/tags").await;
     assert_eq!(response.status(), 503);
@@ -447,9 +450,14 @@ async fn how_to_sign_in_is_told_to_anybody_and_a_providers_token_is_renewed_else
     })
     .await;
     let mut nobody = Caller::connect(with.address, "").await;
+    signed_in(&with, &provider.token("ann")).await;
     let told = json(nobody.get("/-/auth/config").await).await;
+    let endpoints = json!({
+        "authorization": provider.issuer() + "/authorize", "token": provider.issuer() + "/token", "endSession": null,
+    });
     let expected = json!({"oidc": {
         "issuer": provider.issuer(), "clientId": "page", "deviceClientId": "desktop", "audience": AUDIENCE,
+        "endpoints": endpoints,
     }});
     assert_eq!(told, expected);
     let mut caller = Caller::connect(with.address, &provider.token("ann")).await;

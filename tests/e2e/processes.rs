@@ -370,40 +370,6 @@ async fn options_come_from_the_environment_and_flags_win() {
 }
 
 #[tokio::test]
-async fn the_demonstration_prints_what_works_when_pasted() {
-    let home = tempfile::tempdir().unwrap();
-    let arguments = ["relay", "--demo", "--listen", "127.0.0.1:0", "--demo-pace", "1ms"];
-    let mut demo = Process::start(command(home.path(), &arguments));
-    let line = demo.output_line("curl -N").await;
-    let url = line
-        .split_whitespace()
-        .find(|word| word.starts_with("http://"))
-        .unwrap();
-    let address = url
-        .trim_start_matches("http://")
-        .trim_end_matches("/api/chat")
-        .parse()
-        .unwrap();
-    let token = line.split("Bearer ").nth(1).unwrap().split('\'').next().unwrap();
-    let mut caller = Caller::connect(address, token).await;
-    let chat = r#"{"model":"demo","messages":[{"role":"user","content":"Hello!"}]}"#;
-    let mut response = caller.post("/api/chat", chat).await;
-    let mut lines = String::new();
-    let mut pieces = 0;
-    while let Some(piece) = chunk(&mut response).await {
-        lines.push_str(std::str::from_utf8(&piece.unwrap()).unwrap());
-        pieces += 1;
-    }
-    assert!(pieces > 5, "not streamed");
-    assert!(
-        lines.trim_end().lines().last().unwrap().contains(r#""done":true"#),
-        "{lines}"
-    );
-    demo.signal(Signal::INT);
-    assert_eq!(demo.ended().await, Some(0));
-}
-
-#[tokio::test]
 async fn a_second_signal_ends_at_once() {
     let upstream = Upstream::scripted().await;
     let processes = processes(&upstream, Transport::Ws).await;

@@ -109,13 +109,17 @@ impl Scopes {
         let (bridge, api, manage) = (has("bridge"), has("api"), has("manage"));
         (bridge || api || manage).then_some(Self { bridge, api, manage })
     }
+
+    /// Their names.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        let all = [("bridge", self.bridge), ("api", self.api), ("manage", self.manage)];
+        all.into_iter().filter_map(|(name, has)| has.then_some(name))
+    }
 }
 
 impl std::fmt::Display for Scopes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let all = [("bridge", self.bridge), ("api", self.api), ("manage", self.manage)];
-        let named = all.into_iter().filter_map(|(name, has)| has.then_some(name));
-        f.write_str(&named.collect::<Vec<_>>().join(" "))
+        f.write_str(&self.names().collect::<Vec<_>>().join(" "))
     }
 }
 

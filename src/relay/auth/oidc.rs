@@ -22,6 +22,7 @@ use tokio::time::{Instant, timeout};
 
 use self::claims::Claims;
 pub use self::fetch::{BadIssuer, Issuer};
+pub use self::keyring::Endpoints;
 use self::keyring::{KeySet, Keyring};
 use self::rules::Rules;
 use super::Scopes;
@@ -124,6 +125,11 @@ impl Provider {
     /// Whether a token says to be of this provider.
     pub(super) fn is_named(&self, issuer: &str) -> bool {
         self.settings.issuer.as_str() == issuer
+    }
+
+    /// Where people sign in, once it told.
+    pub(super) fn endpoints(&self) -> Option<Endpoints> {
+        self.keyring.endpoints()
     }
 
     /// Keeps the keys fresh for as long as it is polled; tells which are accepted before any is used.

@@ -153,6 +153,11 @@ impl Tokens {
         }
     }
 
+    /// Where people sign in, if there is a provider and it told.
+    pub fn endpoints(&self) -> Option<oidc::Endpoints> {
+        self.provider.as_ref()?.endpoints()
+    }
+
     /// Uses these secrets from now on.
     pub fn replace(&self, keys: Keys) {
         self.rules.send_modify(|rules| rules.keys = Arc::new(keys));

@@ -209,6 +209,12 @@ impl Export {
             "Requests that wait for a bridge's next poll",
             queued,
         )?;
+        let watched = relay.feeds.users() as f64;
+        page.gauge(
+            "tunnel_events_users",
+            "Users whose bridges a page is told of as it happens",
+            watched,
+        )?;
         page.counters(
             "tunnel_auth_refusals",
             "Credentials of callers and bridges that were not accepted",

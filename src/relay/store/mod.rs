@@ -25,6 +25,8 @@ use super::auth::tokens;
 pub enum StoreConfig {
     /// SQLite, in this file.
     Sqlite(PathBuf),
+    /// SQLite, in memory: it goes with the process.
+    Memory,
     /// PostgreSQL.
     Postgres(Box<PostgresConfig>),
 }
@@ -86,6 +88,7 @@ impl Store {
     pub async fn open(config: &StoreConfig) -> Result<Self, StoreError> {
         let driver: Arc<dyn Driver> = match config {
             StoreConfig::Sqlite(path) => Arc::new(Sqlite::open(path).await?),
+            StoreConfig::Memory => Arc::new(Sqlite::in_memory()?),
             StoreConfig::Postgres(config) => Arc::new(Postgres::new((**config).clone())?),
         };
         driver.migrate(schema::missing).await?;

@@ -38,6 +38,15 @@ impl Sqlite {
         })
     }
 
+    /// One that is in no file, with one connection for everything: a second one would find nothing.
+    pub(super) fn in_memory() -> Result<Self, StoreError> {
+        let only = Arc::new(Mutex::new(Connection::open_in_memory()?));
+        Ok(Self {
+            reading: Arc::clone(&only),
+            writing: only,
+        })
+    }
+
     async fn reading<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,

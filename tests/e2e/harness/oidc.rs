@@ -246,6 +246,10 @@ impl Doing {
                 "issuer": self.name.as_deref().unwrap_or(&base),
                 "jwks_uri": format!("{base}/jwks"),
                 "userinfo_endpoint": format!("{base}/userinfo"),
+                "authorization_endpoint": format!("{base}/authorize"),
+                "token_endpoint": format!("{base}/token"),
+                // Not where people are to be sent from here.
+                "end_session_endpoint": "http://login.example.com/logout",
             }),
             "/realm/jwks" => {
                 self.fetches += 1;

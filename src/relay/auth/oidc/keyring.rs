@@ -20,7 +20,7 @@ use super::super::keys::KeyId;
 use super::super::refusal::Denied;
 use super::claims::Claims;
 use super::fetch::{self, FetchError, Place};
-use super::{LEEWAY, PATIENCE, Settings, Timing, denied};
+use super::{Issuer, LEEWAY, PATIENCE, Settings, Timing, denied};
 
 /// With which a provider may sign. Each key has one of them, whatever a token says.
 pub(super) const ALGORITHMS: [Algorithm; 3] = [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA];
@@ -53,6 +53,18 @@ pub(super) struct KeySet {
     keys: Vec<Key>,
     /// Where it tells of its users, if it does.
     pub(super) userinfo: Option<Place>,
+    endpoints: Option<Endpoints>,
+}
+
+/// Where a web page signs people in: URLs as the provider told them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoints {
+    /// Where people go.
+    pub authorization: String,
+    /// Where the page turns what they bring back into tokens.
+    pub token: String,
+    /// Where they sign out, if they can.
+    pub end_session: Option<String>,
 }
 
 struct Key {
@@ -102,6 +114,13 @@ impl Keyring {
             Some(_) if !state.failed => Err(Denied::UnknownSigner),
             _ => Err(Denied::ProviderAway),
         }
+    }
+
+    /// Where people sign in, as the provider told the last time.
+    pub(super) fn endpoints(&self) -> Option<Endpoints> {
+        let state = self.state.borrow();
+        let (set, _) = state.set.as_ref()?;
+        set.endpoints.clone()
     }
 
     /// Fetches for as long as it is polled; tells which keys are accepted before any is used.
@@ -218,6 +237,7 @@ impl KeySet {
         Self {
             keys: keys.filter(|key| seen.insert((key.id, key.kid.clone()))).collect(),
             userinfo,
+            endpoints: None,
         }
     }
 }
@@ -297,6 +317,21 @@ struct Discovery {
     issuer: String,
     jwks_uri: String,
     userinfo_endpoint: Option<String>,
+    authorization_endpoint: Option<String>,
+    token_endpoint: Option<String>,
+    end_session_endpoint: Option<String>,
+}
+
+impl Discovery {
+    /// None where a page cannot sign in, or is to go where it should not.
+    fn endpoints(&self, issuer: &Issuer) -> Option<Endpoints> {
+        let checked = |url: &Option<String>| url.clone().filter(|url| issuer.place(url).is_ok());
+        Some(Endpoints {
+            authorization: checked(&self.authorization_endpoint)?,
+            token: checked(&self.token_endpoint)?,
+            end_session: checked(&self.end_session_endpoint),
+        })
+    }
 }
 
 async fn fetch_keys(settings: &Settings) -> Result<Fetched, FetchError> {
@@ -306,10 +341,14 @@ async fn fetch_keys(settings: &Settings) -> Result<Fetched, FetchError> {
     if told.issuer != issuer.as_str() {
         return Err(FetchError::Issuer(told.issuer.chars().take(200).collect()));
     }
+    let endpoints = told.endpoints(issuer);
     let place = issuer.place(&told.jwks_uri)?;
     let userinfo = told.userinfo_endpoint.map(|url| issuer.place(&url)).transpose()?;
     let keys = fetch::json::<JwkSet>(dialer, &place).await?;
-    let set = KeySet::read(keys.content, userinfo);
+    let set = KeySet {
+        endpoints,
+        ..KeySet::read(keys.content, userinfo)
+    };
     if set.keys.is_empty() {
         return Err(FetchError::NoKeys(place.to_string()));
     }

@@ -1,0 +1,82 @@
+// Asks the relay, with the credential of whoever is signed in, and puts refusals into words.
+
+import { base } from './address.js';
+import { credential, ended, renew } from './session.js';
+
+// What to do about an error, by the code in the header Tunnel-Error.
+const REMEDIES = {
+  no_bridge: 'The desktop is not connected. Look whether it is on and “tunnel bridge” runs there.',
+  bridge_gone: 'The desktop was lost on the way. It connects again by itself; try again in a moment.',
+  upstream_unreachable: 'Ollama does not run on the desktop. Start it there, then try again.',
+  rate_limited: 'Too many requests for this key or token. Wait a moment, then try again.',
+  timeout: 'The desktop did not answer in time. It may be loading a large model; try again.',
+  overloaded: 'Too much is going on at once. Wait for other answers to end, then try again.',
+  draining: 'The relay is restarting. Try again in a moment.',
+  too_large: 'This is too large for the relay. Begin a new conversation, or send less.',
+};
+
+export class Failure extends Error {
+  constructor(code, status, detail) {
+    const remedy = REMEDIES[code];
+    super(remedy === undefined ? sentence(detail) : remedy);
+    this.code = code;
+    this.status = status;
+    this.detail = detail;
+  }
+}
+
+function sentence(text) {
+  const whole = text === '' ? 'That did not work' : text[0].toUpperCase() + text.slice(1);
+  return /[.!?]$/.test(whole) ? whole : `${whole}.`;
+}
+
+const UNREACHABLE = 'the relay cannot be reached; look whether this device is online, then try again';
+
+async function send(path, options) {
+  const headers = { ...options.headers, Authorization: `Bearer ${credential()}` };
+  if (options.body !== undefined) headers['Content-Type'] = 'application/json';
+  const body = options.body === undefined ? undefined : JSON.stringify(options.body);
+  try {
+    return await fetch(new URL(path, base), {
+      method: options.method ?? 'GET', headers, body, signal: options.signal, cache: 'no-store', credentials: 'omit',
+    });
+  } catch (error) {
+    if (error.name === 'AbortError') throw error;
+    throw new Failure('unreachable', 0, UNREACHABLE);
+  }
+}
+
+async function failure(response) {
+  const text = await response.text().catch(() => '');
+  let detail = '';
+  try {
+    const { error } = JSON.parse(text);
+    detail = String(error?.message ?? error ?? '');
+  } catch {
+    detail = `the answer was ${response.status}`;
+  }
+  return new Failure(response.headers.get('Tunnel-Error') ?? '', response.status, detail);
+}
+
+// A response that is one of success; its body is still to come.
+export async function ask(path, options = {}) {
+  await renew();
+  const asker = credential();
+  let response = await send(path, options);
+  if (response.ok) return response;
+  const refusal = await failure(response);
+  if (response.status === 401 && refusal.code === 'unauthorized' && asker !== null) {
+    if (await renew(asker)) {
+      response = await send(path, options);
+      if (response.ok) return response;
+      throw await failure(response);
+    }
+    ended(asker);
+  }
+  throw refusal;
+}
+
+export async function askJson(path, options) {
+  const response = await ask(path, options);
+  return response.status === 204 ? null : response.json();
+}

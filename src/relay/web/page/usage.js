@@ -1,0 +1,112 @@
+// Usage: tokens and requests of each day, by model, key, desktop or person.
+
+import { askJson } from './api.js';
+import { chart } from './chart.js';
+import { byId, el, setText } from './dom.js';
+import { compact, number } from './words.js';
+
+const DAY = 24 * 3600 * 1000;
+// So many have a colour of their own; the others share one.
+const NAMED = 5;
+const OTHERS = 'Others';
+
+const WHICH = {
+  model: (line) => line.model ?? 'No model',
+  key: (line) => line.token?.label || line.token?.id || 'Unknown',
+  desktop: (line) => line.bridge?.name ?? 'Unknown',
+  person: (line) => line.user ?? 'You',
+};
+
+const VALUE = {
+  tokens: (line) => (line.promptTokens ?? 0) + (line.completionTokens ?? 0),
+  requests: (line) => line.exchanges,
+};
+
+const shortDay = new Intl.DateTimeFormat('en', { day: 'numeric', month: 'short', timeZone: 'UTC' });
+const longDay = new Intl.DateTimeFormat('en', { day: 'numeric', month: 'long', year: 'numeric', timeZone: 'UTC' });
+
+let answer = null;
+let drawn = null;
+
+// The largest names of what is asked for, and the rest as one.
+function series(lines, which, value) {
+  const sums = new Map();
+  for (const line of lines) sums.set(which(line), (sums.get(which(line)) ?? 0) + value(line));
+  const names = [...sums].sort((a, b) => b[1] - a[1]).map(([name]) => name);
+  return names.length > NAMED + 1 ? [...names.slice(0, NAMED), OTHERS] : names;
+}
+
+function table(lines, which, value) {
+  const names = series(lines, which, value);
+  const first = Math.floor(answer.from / DAY) * DAY;
+  const days = new Map();
+  for (let at = first; at < answer.to; at += DAY) days.set(at, names.map(() => 0));
+  for (const line of lines) {
+    const row = days.get(Math.floor(line.from / DAY) * DAY);
+    const at = names.indexOf(which(line));
+    if (row !== undefined) row[at < 0 ? names.length - 1 : at] += value(line);
+  }
+  const rows = [...days].map(([at, values]) => ({ label: shortDay.format(at), full: longDay.format(at), values }));
+  return { names, rows };
+}
+
+function total(term, text) {
+  return el('div', {}, el('dt', {}, term), el('dd', {}, text));
+}
+
+function draw() {
+  if (answer === null) return;
+  const what = byId('usage-show').value;
+  const { names, rows } = table(answer.usage, WHICH[byId('usage-by').value], VALUE[what]);
+  const { exchanges, errors, promptTokens, completionTokens } = answer.total;
+  byId('usage-total').replaceChildren(
+    total('Requests', number(exchanges)),
+    total('Tokens read', promptTokens === null ? 'Unknown' : compact(promptTokens)),
+    total('Tokens written', completionTokens === null ? 'Unknown' : compact(completionTokens)),
+    total('Errors', number(errors)));
+  const word = what === 'tokens' ? 'Tokens' : 'Requests';
+  byId('usage-chart').replaceChildren(chart(rows, names, `${word} per day; the table below has the numbers`, byId('usage-chart').clientWidth));
+  byId('usage-legend').replaceChildren(...names.map((name, at) => el('li', {}, el('i', { class: `s${at + 1}` }), name)));
+  const sum = (values) => values.reduce((all, value) => all + value, 0);
+  byId('usage-head').replaceChildren(el('tr', {}, el('th', { scope: 'col' }, 'Day'),
+    ...[...names, word].map((name) => el('th', { scope: 'col', class: 'number' }, name))));
+  byId('usage-rows').replaceChildren(...rows.filter(({ values }) => sum(values) > 0).reverse().map(({ full, values }) => el('tr', {},
+    el('th', { scope: 'row' }, full), ...[...values, sum(values)].map((value) => el('td', { class: 'number' }, number(value))))));
+  if (byId('usage-rows').childElementCount === 0) {
+    byId('usage-rows').append(el('tr', {}, el('td', { colspan: names.length + 2 }, 'Nothing was used in this time.')));
+  }
+}
+
+async function load() {
+  const ofPeople = byId('usage-by').value === 'person';
+  const query = `days=${byId('usage-days').value}&per=day${ofPeople ? '&of=bridges' : ''}`;
+  drawn = query;
+  try {
+    const found = await askJson(`api/bridge/usage?${query}`);
+    if (drawn !== query) return;
+    answer = found;
+    setText(byId('usage-error'), found.hasMore ? 'There is more than can be shown at once; choose a shorter period.' : '');
+    setText(byId('usage-of'), ofPeople ? 'What everybody used on your desktops. Days are those of UTC.' : 'What you used, on any desktop. Days are those of UTC.');
+    draw();
+  } catch (error) {
+    setText(byId('usage-error'), error.message);
+  }
+}
+
+for (const id of ['usage-days', 'usage-by']) byId(id).addEventListener('change', load);
+byId('usage-show').addEventListener('change', draw);
+let width = 0;
+new ResizeObserver(([{ contentRect }]) => {
+  if (contentRect.width === width) return;
+  ({ width } = contentRect);
+  draw();
+}).observe(byId('usage-chart'));
+
+export const usageView = {
+  begin() {
+    answer = null;
+    for (const id of ['usage-total', 'usage-chart', 'usage-legend', 'usage-head', 'usage-rows']) byId(id).replaceChildren();
+    setText(byId('usage-error'), '');
+  },
+  enter: load,
+};
