@@ -275,7 +275,7 @@ pub(super) fn kick(bridge: &str, data: &SecretArgs, database: &DatabaseArgs) -> 
 }
 
 /// The one bridge of this id; else the one that is called so, of those connected if some are.
-fn meant<'a>(bridges: &'a [Bridge], text: &str) -> Result<&'a Bridge, Failure> {
+pub(super) fn meant<'a>(bridges: &'a [Bridge], text: &str) -> Result<&'a Bridge, Failure> {
     if let Some(bridge) = bridges.iter().find(|bridge| bridge.id == text) {
         return Ok(bridge);
     }

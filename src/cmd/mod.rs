@@ -18,6 +18,7 @@ pub mod relay;
 mod rig;
 mod secret;
 mod service;
+mod shares;
 mod watch;
 
 use std::process::ExitCode;

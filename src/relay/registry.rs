@@ -1,5 +1,7 @@
 //! Which bridges are connected, whose they are, and which one gets a request (protocol.md sections 1 and 2). In memory only:
-//! nothing here waits for anything but a bridge.
+//! nothing here waits for anything but a bridge. What may be reached of others is in [`shared`].
+
+mod shared;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -7,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
 use crate::transport::{Ending, LONGEST_BRIDGE_NAME, Link};
@@ -178,6 +181,7 @@ pub struct Registry {
     next_connection: AtomicU64,
     bridges_per_user: usize,
     started: Instant,
+    changed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -203,6 +207,7 @@ impl Registry {
             next_connection: AtomicU64::new(1),
             bridges_per_user,
             started: Instant::now(),
+            changed: Notify::new(),
         }
     }
 
@@ -263,6 +268,7 @@ impl Registry {
         user.away.retain(|away| away.bridge_id != session.identity.bridge_id);
         user.sessions.push(Arc::clone(&session));
         user.changed.notify_waiters();
+        self.changed.notify_waiters();
         Ok(session)
     }
 
@@ -286,6 +292,7 @@ impl Registry {
             user.away.drain(..over);
         }
         user.changed.notify_waiters();
+        self.changed.notify_waiters();
     }
 
     /// Forgets users of whom nothing is left; to be called now and then.
@@ -342,15 +349,19 @@ impl Registry {
 
     /// After a start, who was here before is not known: everybody is expected.
     fn expects(&self, user: &str, wanted: Option<&str>) -> bool {
-        let expected = |since: Instant| since.elapsed() < EXPECTED_BACK;
-        expected(self.started)
-            || self.lock().get(user).is_some_and(|user| {
-                let wanted = |name: &str| wanted.is_none_or(|wanted| wanted == name);
-                let away = |away: &Away| expected(away.since) && wanted(&away.name);
-                // Those that are about to leave: stopping, or with a link that ended and is not cleared away yet.
-                let leaving = |s: &Arc<Session>| !s.identity.ephemeral && !s.takes_work() && wanted(&s.identity.name);
-                user.away.iter().any(away) || user.sessions.iter().any(leaving)
-            })
+        let users = self.lock();
+        let is_meant = |_: &str, name: &str| wanted.is_none_or(|wanted| wanted == name);
+        self.is_fresh() || users.get(user).is_some_and(|user| user.awaits(is_meant))
+    }
+
+    /// Whether the relay has just started.
+    pub fn is_fresh(&self) -> bool {
+        self.started.elapsed() < EXPECTED_BACK
+    }
+
+    /// Resolves when any bridge came or left since this was called.
+    pub fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
     }
 
     /// A user's bridges for the eye: no ephemeral ones, no retired ones, the first to get work first.
