@@ -173,7 +173,7 @@ fn cut_with_share(relay: &Arc<Relay>, identity: auth::Identity, session: Arc<Ses
 async fn unshared(relay: &Relay, identity: &auth::Identity, session: &Session) {
     let bridge = &session.identity;
     if bridge.user == identity.user {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     } else {
         relay.tokens.unshared(identity, &bridge.user, &bridge.bridge_id).await;
     }

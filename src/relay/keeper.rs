@@ -374,8 +374,8 @@ async fn follow_once(
     Ok(())
 }
 
-/// Lets in whose keys are valid, lets callers reach what is shared with them, shuts out whom the orders name, and disconnects those who were to be disconnected since the
-/// last time.
+/// Lets in whose keys are valid, lets callers reach what is shared with them, shuts out whom the orders name, and disconnects those
+/// who were to be disconnected since the last time.
 fn carry_out(relay: &Relay, orders: Orders, kicked: &mut Option<u64>) {
     relay.ledger.forget(&orders.denials);
     relay.tokens.accept_keys(orders.keys);

@@ -1,12 +1,11 @@
 //! The public server: accepts callers and bridges, routes, drains.
 //!
 //! A caller's request walks down this list: [`connection`] (one TCP connection), [`router`] (whose path it is), [`dispatch`]
-//! (an exchange; [`auth`]: who asks, [`rate`]: how often, [`reach`]: which bridge is meant, [`registry`]: which
-//! there are, [`address`]: how they are written). A bridge's walks into
-//! [`session`] or [`polling`]; what the relay answers itself is in [`own`]; [`error`] and [`cors`] finish every answer.
+//! (an exchange; [`auth`]: who asks, [`rate`]: how often, [`reach`]: which bridge is meant, [`registry`]: which there are,
+//! [`address`]: how one of somebody is written). A bridge's walks into [`session`] or [`polling`]; what the relay answers itself is in [`own`]; [`error`] and [`cors`] finish every answer.
 //! [`access`] notes how an exchange went, [`metrics`] counts it, [`ledger`] adds it up for [`store`], which [`keeper`] keeps in step.
-//! [`usage`] is what a caller learns of that; [`keys`] and [`pairing`] let more callers and bridges in, [`shares`] lets others
-//! use a bridge.
+//! [`usage`] is what a caller learns of that; [`keys`] and [`pairing`] let more callers and bridges in, [`shares`] lets
+//! others use a bridge.
 //! At the network's edge are [`tls`], [`redirect`] (the port for plain HTTP beside it), [`proxies`] (those in front) and
 //! [`host`] (how the outside calls the relay).
 

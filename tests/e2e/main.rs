@@ -62,12 +62,18 @@ mod restarts;
 #[cfg(target_os = "linux")]
 mod rotation;
 mod semantics;
+#[cfg(target_os = "linux")]
+mod sharing;
+#[cfg(target_os = "linux")]
+mod sharing_groups;
 mod shipped;
 mod shipped_ws;
 #[cfg(target_os = "linux")]
 mod store;
 #[cfg(target_os = "linux")]
 mod store_keys;
+#[cfg(target_os = "linux")]
+mod store_shares;
 mod streaming;
 mod switching;
 mod tls;
