@@ -35,7 +35,7 @@ pub(super) struct TokenArgs {
     /// Whose token it is
     #[arg(long, value_name = "NAME", required = true)]
     user: Option<String>,
-    /// What it is good for: bridge (attach a bridge), api (make requests), manage (make keys, and codes for bridges)
+    /// What it is good for: bridge (attach a bridge), api (make requests), manage (make keys and codes for bridges, share bridges)
     #[arg(long, value_name = "LIST", default_value = "bridge,api", value_parser = scopes)]
     scope: Scopes,
     /// How long it is valid, or never for one that does not end
@@ -72,7 +72,7 @@ pub(super) enum UserCommand {
         /// The user's name
         name: String,
     },
-    /// Forget somebody: tokens, keys, bridges and usage; tokens issued until now are refused for ever
+    /// Forget somebody: tokens, keys, bridges, shares and usage; tokens issued until now are refused for ever
     Delete {
         /// The user's name
         name: String,

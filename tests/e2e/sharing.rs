@@ -129,6 +129,28 @@ async fn streaming(site: &Site, upstream: &Upstream, credential: &str) -> (Calle
     .await
 }
 
+/// A request whose answer has not begun is told what is told of a bridge that does not exist.
+async fn cut_while_it_waits(site: &Site, upstream: &Upstream, manager: &str, credential: &str) {
+    let id = share(site, manager, "box", "all").await;
+    let (caller, answer, response) = streaming(site, upstream, credential).await;
+    drop((caller, response));
+    answer.abandoned().await;
+    let mut caller = site.caller(credential).await;
+    let (mut call, response) = tokio::join!(
+        async {
+            let call = upstream.next().await;
+            assert_eq!(unshare(site, manager, &id).await, 204);
+            call
+        },
+        caller.get("/b/ann/box/api/tags"),
+    );
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["tunnel-error"]),
+        (503, &"no_bridge".parse().unwrap())
+    );
+    call.abandoned().await;
+}
+
 async fn unshare(site: &Site, manager: &str, id: &str) -> u16 {
     send(site, manager, Method::DELETE, &format!("/-/shares/{id}"), Value::Null)
         .await
@@ -210,6 +232,9 @@ on_each_transport! {
                 assert!(broken.unwrap().is_err(), "broken visibly");
                 assert!(since.elapsed() < notice(), "{database:?} {taken_back}: {:?}", since.elapsed());
                 answer.abandoned().await;
+                if taken_back == "unshare" {
+                    cut_while_it_waits(&site, &upstream, &manager, &bob).await;
+                }
                 reaches_none(&site, &bob, "/b/ann/box/api/tags").await;
                 if taken_back == "disable" {
                     site.output(&["user", "enable", "ann"]).await;
@@ -229,7 +254,7 @@ async fn only_who_manages_shares_and_nobody_sees_anothers_shares() {
         let site = site(database).await;
         let _relay = site.relay().await;
         let (ann, bob) = (site.token("ann").await, manager(&site, "bob").await);
-        let _box = named(&site, "box", &ann, Transport::Ws).await;
+        let (_box, upstream) = named(&site, "box", &ann, Transport::Ws).await;
         reaches(&site, &ann, "/api/tags", "box").await;
         let manager = manager(&site, "ann").await;
         let id = share(&site, &manager, "box", "group:staff").await;
@@ -276,6 +301,15 @@ async fn only_who_manages_shares_and_nobody_sees_anothers_shares() {
         }
         assert_eq!(unshare(&site, &manager, &id).await, 204);
         assert_eq!(unshare(&site, &manager, &id).await, 404);
+        let probe = TestBridge::between(site.address, upstream.address)
+            .token(TokenSource::Given(Secret::new(&ann)))
+            .name("probe")
+            .ephemeral()
+            .start()
+            .await;
+        probe.connected().await;
+        let wish = json!({"bridge": "probe", "with": "all"});
+        assert_eq!(send(&site, &manager, Method::POST, "/-/shares", wish).await.0, 404);
     }
 }
 
@@ -400,4 +434,24 @@ async fn who_is_deleted_is_shared_with_no_more() {
     let another = site.token("bob").await;
     reaches_none(&site, &another, "/api/tags").await;
     assert_eq!(site.list(&["shares"]).await, Vec::<Value>::new());
+}
+
+#[tokio::test]
+async fn a_shared_desktop_that_is_away_is_waited_for() {
+    let site = Site::new(Database::Sqlite).await.serving(&["--wait-for-bridge", "15s"]);
+    let _relay = site.relay().await;
+    let (ann, bob) = (site.token("ann").await, site.token("bob").await);
+    let (first, _upstream) = named(&site, "box", &ann, Transport::Ws).await;
+    reaches(&site, &ann, "/api/tags", "box").await;
+    share(&site, &manager(&site, "ann").await, "box", "user:bob").await;
+    reaches(&site, &bob, "/api/tags", "box").await;
+    first.stop().await;
+    let (named_one, any, _again) = tokio::join!(
+        asked(&site, &bob, "/api/tags", Some("ann/box")),
+        asked(&site, &bob, "/api/tags", None),
+        named(&site, "box", &ann, Transport::Ws),
+    );
+    for answered in [named_one, any] {
+        assert_eq!(answered, (200, "box".to_owned()));
+    }
 }

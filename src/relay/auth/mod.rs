@@ -70,7 +70,7 @@ pub struct Scopes {
     pub bridge: bool,
     /// May make requests.
     pub api: bool,
-    /// May make keys for callers and codes for bridges.
+    /// May make keys for callers and codes for bridges, and share bridges.
     pub manage: bool,
 }
 
@@ -146,7 +146,7 @@ pub async fn bridge(tokens: &Tokens, headers: &HeaderMap, query: Option<&str>) -
     Ok(identity)
 }
 
-/// Finds out who makes keys and codes.
+/// Finds out who makes keys, codes and shares.
 ///
 /// # Errors
 /// As for [`caller`].

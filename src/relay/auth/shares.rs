@@ -199,10 +199,13 @@ impl Tokens {
         View::new(&self.rules.borrow(), identity)
     }
 
-    /// Resolves when it may be that something else is shared.
-    pub async fn changed(&self) {
-        // The sender is ours.
-        let _ = self.rules.subscribe().changed().await;
+    /// Resolves when it may be that something else is shared than when this was called.
+    pub fn changed(&self) -> impl Future<Output = ()> + use<> {
+        let mut rules = self.rules.subscribe();
+        async move {
+            // The sender is ours.
+            let _ = rules.changed().await;
+        }
     }
 
     /// Resolves when this bridge of somebody else is not shared with the caller any more.
