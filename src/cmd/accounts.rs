@@ -35,7 +35,7 @@ pub(super) struct TokenArgs {
     /// Whose token it is
     #[arg(long, value_name = "NAME", required = true)]
     user: Option<String>,
-    /// What it is good for: bridge (attach a bridge), api (make requests), manage (make keys, and codes for bridges)
+    /// What it is good for: bridge (attach a bridge), api (make requests), manage (make keys and codes for bridges, share bridges)
     #[arg(long, value_name = "LIST", default_value = "bridge,api", value_parser = scopes)]
     scope: Scopes,
     /// How long it is valid, or never for one that does not end
@@ -72,7 +72,7 @@ pub(super) enum UserCommand {
         /// The user's name
         name: String,
     },
-    /// Forget somebody: tokens, keys, bridges and usage; tokens issued until now are refused for ever
+    /// Forget somebody: tokens, keys, bridges, shares and usage; tokens issued until now are refused for ever
     Delete {
         /// The user's name
         name: String,
@@ -275,7 +275,7 @@ pub(super) fn kick(bridge: &str, data: &SecretArgs, database: &DatabaseArgs) -> 
 }
 
 /// The one bridge of this id; else the one that is called so, of those connected if some are.
-fn meant<'a>(bridges: &'a [Bridge], text: &str) -> Result<&'a Bridge, Failure> {
+pub(super) fn meant<'a>(bridges: &'a [Bridge], text: &str) -> Result<&'a Bridge, Failure> {
     if let Some(bridge) = bridges.iter().find(|bridge| bridge.id == text) {
         return Ok(bridge);
     }

@@ -19,6 +19,7 @@ mod rig;
 mod secret;
 mod secret_url;
 mod service;
+mod shares;
 mod watch;
 
 use std::process::ExitCode;

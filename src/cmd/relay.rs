@@ -1,4 +1,4 @@
-//! `tunnel relay`: the server; what else it can be asked for is in `accounts`, `keys` and `backup`.
+//! `tunnel relay`: the server; what else it can be asked for is in `accounts`, `keys`, `shares` and `backup`.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -18,6 +18,7 @@ use super::keys::{self, KeyCommand, PairArgs};
 use super::oidc::OidcArgs;
 use super::secret::SecretArgs;
 use super::service::{self, LevelArgs};
+use super::shares::{self, ShareArgs};
 use super::watch::{self, WatchArgs};
 use super::{Failure, demo, duration, size, tell};
 use crate::platform::raise_open_files;
@@ -95,6 +96,12 @@ enum RelayCommand {
     Key(KeyCommand),
     /// Print a code that lets a desktop's bridge in: good once, for ten minutes
     Pair(PairArgs),
+    /// Let others use a bridge of somebody
+    Share(ShareArgs),
+    /// Take that back: what goes on with it is cut
+    Unshare(ShareArgs),
+    /// List which bridges are shared, and with whom
+    Shares(ListArgs),
     /// List users, shut them out, let them in again, forget them
     #[command(subcommand)]
     User(UserCommand),
@@ -255,6 +262,9 @@ pub fn main(args: Args) -> Result<(), Failure> {
         Some(RelayCommand::Token(token)) => accounts::token(token, &args.secret, &args.database),
         Some(RelayCommand::Key(command)) => keys::key(command, &args.secret, &args.database),
         Some(RelayCommand::Pair(pair)) => keys::pair(pair, &args.secret, &args.database),
+        Some(RelayCommand::Share(share)) => shares::share(share, &args.secret, &args.database),
+        Some(RelayCommand::Unshare(share)) => shares::unshare(share, &args.secret, &args.database),
+        Some(RelayCommand::Shares(list)) => shares::shares(list, &args.secret, &args.database),
         Some(RelayCommand::User(command)) => accounts::user(command, &args.secret, &args.database),
         Some(RelayCommand::Bridges(list)) => accounts::bridges(list, &args.secret, &args.database),
         Some(RelayCommand::Kick { bridge }) => accounts::kick(bridge, &args.secret, &args.database),

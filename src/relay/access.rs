@@ -22,6 +22,7 @@ use super::error::Error;
 use super::keeper::Keeper;
 use super::ledger::Exchanged;
 use super::metrics::{Ended, Outcome, RouteClass, Transport};
+use super::own::address;
 use super::proxies::Told;
 use super::registry::Session;
 use super::registry::last_hour::Done;
@@ -108,6 +109,11 @@ impl Record {
     /// Whose it is.
     pub fn set_identity(&mut self, identity: &Identity) {
         self.identity = Some(identity.clone());
+    }
+
+    /// What is asked of the bridge.
+    pub fn set_path(&mut self, path_and_query: &str) {
+        self.route = RouteClass::of(path_and_query);
     }
 
     /// Which bridge it goes to.
@@ -213,11 +219,19 @@ impl Record {
     fn log(&self, log: &Log, outcome: Outcome, total: Duration) {
         let bridge = self.session.as_deref();
         let told = self.told_peer.map(|address| address.to_string());
+        let name = bridge.map(|session| {
+            let user = self.identity.as_ref().map(|identity| &identity.user);
+            if user.is_none_or(|user| *user == session.identity.user) {
+                session.identity.name.clone()
+            } else {
+                address(session).to_string()
+            }
+        });
         let line = Line {
             id: text(&self.id),
             peer: told.as_deref().unwrap_or_else(|| text(&self.peer)),
             user: self.identity.as_ref().map(|identity| &*identity.user),
-            bridge: bridge.map(|session| session.identity.name.as_str()),
+            bridge: name.as_deref(),
             transport: bridge.map(|session| session.transport),
             method: self.method.as_str(),
             path: self.uri.path(),

@@ -1,4 +1,5 @@
-//! Carries a caller's request to a bridge and the response back: finds the session, keeps the bounds, scrubs both heads.
+//! Carries a caller's request to a bridge and the response back: keeps the bounds, scrubs both heads. Which bridge it
+//! is, [`super::reach`] decides.
 
 mod bodies;
 
@@ -11,7 +12,6 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::time::Instant;
 
 use self::bodies::{HeldBody, MeteredBody, RefusalBody};
 use super::Relay;
@@ -20,6 +20,7 @@ use super::auth;
 use super::connection::{Active, Caller};
 use super::error::{Code, Error, Shape};
 use super::proxies::Told;
+use super::reach::{self, Wanted};
 use super::registry::{InFlight, Session};
 use super::router::Target;
 use crate::transport::headers::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
@@ -115,15 +116,16 @@ async fn ask(
     let identity = auth::caller(&relay.tokens, request.headers()).await?;
     record.set_identity(&identity);
     let user = relay.admit(&identity)?;
-    let wanted = reachable(&identity, target.bridge.as_deref())?;
+    let (wanted, path) = reach::choose(relay, &identity, target)?;
+    record.set_path(&path);
     let activity = Activity::begin();
     let upload = Arc::clone(record.upload());
-    let request = outgoing(relay, caller, &target, request, &activity, &upload)?;
+    let request = outgoing(relay, caller, &path, request, &activity, &upload)?;
     let mut idle = IdleLimit::new(activity.clone(), relay.config.limits.idle);
     let mut cut = cut(relay, &identity);
-    let (response, bridge) = tokio::select! {
+    let (response, bridge, session) = tokio::select! {
         biased;
-        answered = call(relay, &identity.user, wanted, request, record) => answered,
+        answered = call(relay, &identity, &wanted, request, record) => answered,
         () = &mut idle => Err(Error::new(Code::Timeout, "nothing moved for too long; the request was given up")),
         () = &mut cut => Err(auth::refusal_of(&relay.tokens, &identity)),
     }
@@ -134,6 +136,9 @@ async fn ask(
             error
         }
     })?;
+    if session.identity.user != identity.user {
+        cut = cut_with_share(relay, identity, session);
+    }
     let held = Held {
         _active: active,
         _user: user,
@@ -148,28 +153,37 @@ async fn ask(
     })
 }
 
-/// The bridge that is meant, if one is. A key may be limited to one.
-fn reachable<'a>(identity: &'a auth::Identity, named: Option<&'a str>) -> Result<Option<&'a str>, Error> {
-    match (identity.bridge.as_deref(), named) {
-        (Some(own), Some(named)) if own != named => {
-            let detail = format!("this key reaches the bridge {own} only");
-            Err(Error::new(Code::Forbidden, detail).because("key for another bridge"))
-        }
-        (Some(own), _) => Ok(Some(own)),
-        (None, named) => Ok(named),
-    }
-}
-
 fn cut(relay: &Arc<Relay>, identity: &auth::Identity) -> Cut {
     let (relay, identity) = (Arc::clone(relay), identity.clone());
     Box::pin(async move { relay.tokens.refused(&identity).await })
+}
+
+/// The same for a bridge of somebody else, also when it is not shared any more.
+fn cut_with_share(relay: &Arc<Relay>, identity: auth::Identity, session: Arc<Session>) -> Cut {
+    let relay = Arc::clone(relay);
+    Box::pin(async move {
+        tokio::select! {
+            () = relay.tokens.refused(&identity) => {}
+            () = unshared(&relay, &identity, &session) => {}
+        }
+    })
+}
+
+/// Resolves when the bridge is neither the caller's own nor shared with the caller any more.
+async fn unshared(relay: &Relay, identity: &auth::Identity, session: &Session) {
+    let bridge = &session.identity;
+    if bridge.user == identity.user {
+        std::future::pending::<()>().await;
+    } else {
+        relay.tokens.unshared(identity, &bridge.user, &bridge.bridge_id).await;
+    }
 }
 
 /// Makes the request that goes to the bridge.
 fn outgoing(
     relay: &Arc<Relay>,
     caller: &Caller,
-    target: &Target,
+    path: &str,
     request: Request<Incoming>,
     activity: &Activity,
     upload: &Arc<Upload>,
@@ -182,8 +196,7 @@ fn outgoing(
     }
     let (mut parts, body) = request.into_parts();
     let host = parts.uri.authority().map(|authority| authority.as_str().to_owned());
-    let path: PathAndQuery = target
-        .path_and_query
+    let path: PathAndQuery = path
         .parse()
         .map_err(|_| Error::new(Code::BadRequest, "the path cannot be forwarded"))?;
     parts.uri = Uri::from(path);
@@ -247,53 +260,43 @@ fn body_too_large() -> Error {
 /// sent once more if the link broke under it.
 async fn call(
     relay: &Relay,
-    user: &Arc<str>,
-    wanted: Option<&str>,
+    identity: &auth::Identity,
+    wanted: &Wanted,
     request: Request<Body>,
     record: &mut Record,
-) -> Result<(Response<Body>, InFlight), Error> {
-    let session = find(relay, user, wanted).await?;
+) -> Result<(Response<Body>, InFlight, Arc<Session>), Error> {
+    let session = reach::find(relay, identity, wanted).await?;
     record.set_session(&session);
     let spare = repeatable(&request);
-    let limit = relay.config.limits.in_flight_per_bridge;
-    let unsent = match call_session(&session, limit, request).await {
-        Ok(answered) => return Ok(answered),
-        Err(ExchangeError::NotSent(request)) => *request,
-        Err(ExchangeError::Gone(detail)) => match spare {
-            Some(request) => request,
-            None => return Err(ExchangeError::Gone(detail).into()),
+    let unsent = tokio::select! {
+        biased;
+        answered = call_session(relay, &session, request) => match answered {
+            Ok((response, in_flight)) => return Ok((response, in_flight, session)),
+            Err(ExchangeError::NotSent(request)) => *request,
+            Err(ExchangeError::Gone(detail)) => match spare {
+                Some(request) => request,
+                None => return Err(ExchangeError::Gone(detail).into()),
+            },
+            Err(error) => return Err(error.into()),
         },
-        Err(error) => return Err(error.into()),
+        () = unshared(relay, identity, &session) => return Err(reach::no_bridge(relay, wanted)),
     };
-    let session = find(relay, user, wanted).await?;
+    let session = reach::find(relay, identity, wanted).await?;
     record.set_session(&session);
-    Ok(call_session(&session, limit, unsent).await?)
-}
-
-async fn find(relay: &Relay, user: &Arc<str>, wanted: Option<&str>) -> Result<Arc<Session>, Error> {
-    if let Some(session) = relay.registry.pick(user, wanted) {
-        return Ok(session);
-    }
-    let _waiting = relay.metrics.wait();
-    let deadline = Instant::now() + relay.config.wait_for_bridge;
-    let found = relay.registry.await_bridge(user, wanted, deadline).await;
-    found.ok_or_else(|| {
-        if relay.shutdown.is_draining() {
-            return stopping();
-        }
-        let detail = match wanted {
-            Some(_) => "no bridge of that name is connected; run 'tunnel bridge' on the desktop",
-            None => "no bridge is connected; run 'tunnel bridge' on the desktop",
-        };
-        Error::new(Code::NoBridge, detail)
-    })
+    let (response, in_flight) = tokio::select! {
+        biased;
+        answered = call_session(relay, &session, unsent) => answered?,
+        () = unshared(relay, identity, &session) => return Err(reach::no_bridge(relay, wanted)),
+    };
+    Ok((response, in_flight, session))
 }
 
 async fn call_session(
+    relay: &Relay,
     session: &Session,
-    limit: usize,
     request: Request<Body>,
 ) -> Result<(Response<Body>, InFlight), ExchangeError> {
+    let limit = relay.config.limits.in_flight_per_bridge;
     let in_flight = session.enter(limit).ok_or(ExchangeError::Overloaded)?;
     let link: &Arc<dyn Link> = session.link();
     let response = link.call(request).await?;

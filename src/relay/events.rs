@@ -1,5 +1,5 @@
-//! `GET /-/events`: what becomes of the caller's bridges, line by line, for as long as somebody reads. [`feed`] looks at a user's
-//! bridges for all who listen, [`snapshot`] is what it saw.
+//! `GET /-/events`: what becomes of the bridges that the caller sees, line by line, for as long as somebody reads. [`feed`] looks
+//! at them for all who listen, [`snapshot`] is what it saw.
 
 mod feed;
 mod snapshot;
@@ -42,7 +42,7 @@ pub async fn listen(relay: &Arc<Relay>, active: Active, headers: &HeaderMap) -> 
     if relay.shutdown.is_draining() {
         return Err(stopping());
     }
-    let listener = relay.feeds.join(relay, &identity.user).ok_or_else(|| {
+    let listener = relay.feeds.join(relay, &identity).ok_or_else(|| {
         let detail = "as many listen to your desktops already as may; close a page that shows them";
         Error::new(Code::Overloaded, detail)
     })?;
@@ -70,9 +70,8 @@ async fn attend(
     mut listener: Listener,
     sender: mpsc::Sender<Bytes>,
 ) {
-    let only = identity.bridge.as_deref();
     tokio::select! {
-        () = tell(&mut listener, only, &sender, relay.config.limits.idle) => {}
+        () = tell(&mut listener, &sender, relay.config.limits.idle) => {}
         () = sender.closed() => {}
         () = token_end(&relay.tokens, &identity) => {}
         () = relay.shutdown.draining() => {}
@@ -81,10 +80,10 @@ async fn attend(
 }
 
 /// Tells until nothing was taken for the limit.
-async fn tell(listener: &mut Listener, only: Option<&str>, sender: &mpsc::Sender<Bytes>, limit: Duration) {
+async fn tell(listener: &mut Listener, sender: &mpsc::Sender<Bytes>, limit: Duration) {
     let mut beats = beats();
     while let Ok(Ok(room)) = timeout(limit, sender.reserve()).await {
-        let Some(line) = next_line(listener, only, &mut beats).await else {
+        let Some(line) = next_line(listener, &mut beats).await else {
             return;
         };
         room.send(line);
@@ -98,15 +97,10 @@ fn beats() -> Interval {
 }
 
 /// The next line for one who was told all before it; none once nothing can come any more.
-async fn next_line(listener: &mut Listener, only: Option<&str>, beats: &mut Interval) -> Option<Bytes> {
-    loop {
-        tokio::select! {
-            // There is no line in what is about a bridge of which this caller does not hear.
-            change = listener.change(only) => if let Some(line) = change? {
-                return Some(line);
-            },
-            _ = beats.tick() => return Some(Bytes::from_static(BEAT_LINE)),
-        }
+async fn next_line(listener: &mut Listener, beats: &mut Interval) -> Option<Bytes> {
+    tokio::select! {
+        change = listener.change() => change,
+        _ = beats.tick() => Some(Bytes::from_static(BEAT_LINE)),
     }
 }
 
@@ -141,7 +135,7 @@ mod tests {
         let limit = Duration::from_secs(60);
         let (feeds, mut listener) = Feeds::quiet();
         let (sender, mut lines) = mpsc::channel(1);
-        let mut telling = std::pin::pin!(tell(&mut listener, None, &sender, limit));
+        let mut telling = std::pin::pin!(tell(&mut listener, &sender, limit));
         let mut next = async || {
             tokio::select! {
                 () = &mut telling => None,

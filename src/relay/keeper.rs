@@ -1,6 +1,7 @@
 //! Keeps the relay's memory and its store in step: what was revoked or disabled comes in within a second, what was used goes out
 //! within a second. No exchange waits for it; while the database is away, both go on as they are and catch up afterwards.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,8 +11,9 @@ use tokio::time::{sleep, timeout};
 use super::Relay;
 use super::auth;
 use super::auth::tokens::{Tokens, now};
-use super::store::accounts::Orders;
-use super::store::usage::{Batch, SeenToken, Sums, Used};
+use super::store::accounts::{CONNECTED, Orders};
+use super::store::shares::Membership;
+use super::store::usage::{Batch, SeenToken, Sums, Used, Whose};
 use super::store::{Store, StoreConfig, StoreError};
 use crate::random;
 
@@ -117,20 +119,27 @@ impl Keeper {
         unsure.unwrap_or_default().max(relay.ledger.lag())
     }
 
-    /// What a user used, line by line and all together; see [`Store::usage`]. One question at a time, and the store has done with it
+    /// What was used, line by line and all together; see [`Store::usage`]. One question at a time, and the store has done with it
     /// before the next one, whether or not somebody still waits for the answer.
     ///
     /// # Errors
     /// `Away`.
-    pub async fn usage(&self, user: Arc<str>, from: u64, to: u64, span: u64) -> Result<(Vec<Used>, Sums), StoreError> {
+    pub async fn usage(
+        &self,
+        whose: Whose,
+        user: Arc<str>,
+        from: u64,
+        to: u64,
+        span: u64,
+    ) -> Result<(Vec<Used>, Sums), StoreError> {
         let keeper = self.clone();
         let asked = tokio::spawn(async move {
             let _alone = keeper.0.asking.acquire().await;
             let Some(store) = keeper.store() else {
                 return Err(StoreError::Away("the database was not reached yet".to_owned()));
             };
-            let lines = store.usage(&user, from, to, span).await?;
-            Ok((lines, store.total(&user, from, to).await?))
+            let lines = store.usage(whose, &user, from, to, span).await?;
+            Ok((lines, store.total(whose, &user, from, to).await?))
         });
         asked.await.unwrap_or_else(|_| Err(StoreError::ended()))
     }
@@ -177,14 +186,7 @@ impl Keeper {
         let mut kicked: Option<u64> = None;
         loop {
             let began = Instant::now();
-            let followed = match store.revision().await {
-                Ok(revision) if known == Some(revision) => Ok(()),
-                Ok(_) => store.orders().await.map(|orders| {
-                    known = Some(orders.revision);
-                    carry_out(relay, orders, &mut kicked);
-                }),
-                Err(error) => Err(error),
-            };
+            let followed = follow_once(store, relay, &mut known, &mut kicked).await;
             relay.metrics.asked_store(began.elapsed());
             let pause = if followed.is_ok() { LOOK } else { AWAY };
             self.note_reading(&followed);
@@ -242,6 +244,7 @@ impl Keeper {
             writer: self.0.writer.clone(),
             number,
             usage,
+            memberships: memberships(&used),
             tokens: tokens(used),
             keys: keys.into_iter().map(|(key, used)| (key.id.to_string(), used)).collect(),
             bridges,
@@ -327,11 +330,56 @@ fn tokens(mut used: Vec<(auth::Identity, u64)>) -> Vec<SeenToken> {
     seen.collect()
 }
 
-/// Lets in whose keys are valid, shuts out whom the orders name, and disconnects those who were to be disconnected since the
-/// last time.
+/// The newest word of the provider on each user's groups.
+fn memberships(used: &[(auth::Identity, u64)]) -> Vec<Membership> {
+    let mut newest: HashMap<&str, Membership> = HashMap::new();
+    for (identity, used) in used {
+        let Some(groups) = &identity.groups else {
+            continue;
+        };
+        let said = identity.issued.unwrap_or(*used).min(*used);
+        let known = newest.get(&*identity.user);
+        if known.is_none_or(|known| known.said < said) {
+            let membership = Membership {
+                user: identity.user.to_string(),
+                groups: Arc::clone(groups),
+                said,
+            };
+            newest.insert(&identity.user, membership);
+        }
+    }
+    newest.into_values().collect()
+}
+
+/// Carries out what was ordered since the last time, if anything was.
+async fn follow_once(
+    store: &Store,
+    relay: &Relay,
+    known: &mut Option<u64>,
+    kicked: &mut Option<u64>,
+) -> Result<(), StoreError> {
+    let revision = store.revision().await?;
+    if *known == Some(revision) {
+        return Ok(());
+    }
+    if known.is_none() {
+        // Before it is known what is shared: who waits for a desktop of their own is not sent to another one.
+        for bridge in store.seen_since(now().saturating_sub(CONNECTED)).await? {
+            relay.registry.expect(&bridge.user, &bridge.id, bridge.name);
+        }
+    }
+    let orders = store.orders().await?;
+    *known = Some(orders.revision);
+    carry_out(relay, orders, kicked);
+    Ok(())
+}
+
+/// Lets in whose keys are valid, lets callers reach what is shared with them, shuts out whom the orders name, and disconnects those
+/// who were to be disconnected since the last time.
 fn carry_out(relay: &Relay, orders: Orders, kicked: &mut Option<u64>) {
     relay.ledger.forget(&orders.denials);
     relay.tokens.accept_keys(orders.keys);
+    relay.tokens.share(orders.shares, orders.memberships);
     relay.tokens.deny(Some(orders.denials));
     if let Some(kicked) = *kicked {
         let fresh = orders.kicks.iter().filter(|(_, revision)| **revision > kicked);

@@ -128,7 +128,7 @@ pub async fn revoke(relay: &Relay, headers: &HeaderMap, id: &str) -> Result<Resp
     Ok(response)
 }
 
-/// Who may make keys and codes; counted among the user's requests.
+/// Who may make keys, codes and shares; counted among the user's requests.
 pub(super) async fn manager(relay: &Relay, headers: &HeaderMap) -> Result<(auth::Identity, InFlight), Error> {
     let identity = auth::manager(&relay.tokens, headers).await?;
     let asking = relay.admit(&identity)?;

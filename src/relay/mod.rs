@@ -1,15 +1,16 @@
 //! The public server: accepts callers and bridges, routes, drains.
 //!
 //! A caller's request walks down this list: [`connection`] (one TCP connection), [`router`] (whose path it is), [`dispatch`]
-//! (an exchange; [`auth`]: who asks, [`rate`]: how often, [`registry`]: which bridges there are). A bridge's walks into
-//! [`session`] or [`polling`]; what the relay answers itself is in [`own`]; [`error`] and [`cors`] finish every answer.
+//! (an exchange; [`auth`]: who asks, [`rate`]: how often, [`reach`]: which bridge is meant, [`registry`]: which there are,
+//! [`address`]: how one of somebody is written). A bridge's walks into [`session`] or [`polling`]; what the relay answers itself is in [`own`]; [`error`] and [`cors`] finish every answer.
 //! [`access`] notes how an exchange went, [`metrics`] counts it, [`ledger`] adds it up for [`store`], which [`keeper`] keeps in step.
 //! [`usage`] is what a caller learns of that, [`events`] what becomes of the bridges meanwhile; [`keys`] and [`pairing`] let more
-//! callers and bridges in, [`opening`] the first one of a demonstration; [`web`] is the page for it all.
+//! callers and bridges in, [`shares`] lets others use a bridge, [`opening`] opens a demonstration; [`web`] is the page for it all.
 //! At the network's edge are [`tls`], [`redirect`] (the port for plain HTTP beside it), [`proxies`] (those in front) and
 //! [`host`] (how the outside calls the relay).
 
 pub mod access;
+pub mod address;
 pub mod auth;
 pub mod config;
 pub mod connection;
@@ -28,10 +29,12 @@ pub mod pairing;
 pub mod polling;
 pub mod proxies;
 pub mod rate;
+pub mod reach;
 pub mod redirect;
 pub mod registry;
 pub mod router;
 pub mod session;
+pub mod shares;
 pub mod store;
 pub mod tls;
 pub mod usage;
@@ -416,6 +419,9 @@ async fn respond(
         Route::Keys => keys::list(relay, headers).await,
         Route::AddKey => keys::add(relay, request).await,
         Route::RevokeKey(id) => keys::revoke(relay, headers, &id).await,
+        Route::Shares => shares::list(relay, headers).await,
+        Route::AddShare => shares::add(relay, request).await,
+        Route::RemoveShare(id) => shares::remove(relay, headers, &id).await,
         Route::Pair => pairing::pair(relay, headers).await,
         Route::ClaimCode => pairing::claim(relay, peer(caller, &request), request).await,
         Route::ClaimOpening => opening::claim(relay, peer(caller, &request), request).await,

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::Relay;
+use super::address::Address;
 use super::auth::keys::KeyId;
 use super::auth::{self, tokens::IssueError};
 use super::error::{Code, Error};
@@ -118,7 +119,7 @@ pub async fn renew_token(relay: &Relay, headers: &HeaderMap) -> Result<Response<
     ))
 }
 
-/// `GET /api/bridge`: the caller's own bridges.
+/// `GET /api/bridge`: the caller's own bridges, and those that others share with the caller.
 ///
 /// # Errors
 /// `unauthorized`, `rate_limited`.
@@ -126,16 +127,34 @@ pub async fn bridges(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body
     let identity = auth::anyone(&relay.tokens, headers).await?;
     let _listing = relay.admit(&identity)?;
     let limit = relay.config.limits.in_flight_per_bridge;
-    let mut sessions = relay.registry.list(&identity.user);
-    if let Some(own) = &identity.bridge {
-        sessions.retain(|session| *session.identity.name == **own);
+    let mut visible = relay.visible(&identity);
+    // Who may not call learns of no others.
+    visible.retain(|(owner, _)| owner.is_none() || identity.scopes.api);
+    let mut described = Vec::with_capacity(visible.len());
+    for few in visible.chunks(AT_ONCE) {
+        let few = few.iter().map(|(owner, session)| async move {
+            let mut described = describe(session, limit).await;
+            if let (Some(owner), Some(fields)) = (owner, described.as_object_mut()) {
+                fields.remove("id");
+                fields.insert("owner".to_owned(), (**owner).into());
+                fields.insert("address".to_owned(), address(session).to_string().into());
+            }
+            (owner.is_some(), described)
+        });
+        described.extend(join_all(few).await);
     }
-    let mut bridges = Vec::with_capacity(sessions.len());
-    for few in sessions.chunks(AT_ONCE) {
-        let described = few.iter().map(|session| describe(session, limit));
-        bridges.extend(join_all(described).await);
+    let (shared, own): (Vec<_>, Vec<_>) = described.into_iter().partition(|(is_shared, _)| *is_shared);
+    let values = |some: Vec<(bool, Value)>| some.into_iter().map(|(_, value)| value).collect::<Vec<_>>();
+    let body = json!({"bridges": values(own), "shared": values(shared)});
+    Ok(json_response(StatusCode::OK, &body))
+}
+
+/// How others call the bridge.
+pub(super) fn address(session: &Session) -> Address {
+    Address {
+        owner: session.identity.user.to_string(),
+        name: session.identity.name.clone(),
     }
-    Ok(json_response(StatusCode::OK, &json!({"bridges": bridges})))
 }
 
 async fn describe(session: &Arc<Session>, limit: usize) -> Value {

@@ -1,7 +1,9 @@
 //! Which bridges are connected, whose they are, and which one gets a request (protocol.md sections 1 and 2). In memory only:
-//! nothing here waits for anything but a bridge. [`last_hour`] is what a bridge did lately.
+//! nothing here waits for anything but a bridge. What may be reached of others is in [`shared`]; [`last_hour`] is what a bridge did
+//! lately.
 
 pub mod last_hour;
+mod shared;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -9,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
 use self::last_hour::LastHour;
@@ -183,6 +186,7 @@ pub struct Registry {
     next_connection: AtomicU64,
     bridges_per_user: usize,
     started: Instant,
+    changed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -210,6 +214,7 @@ impl Registry {
             next_connection: AtomicU64::new(1),
             bridges_per_user,
             started: Instant::now(),
+            changed: Notify::new(),
         }
     }
 
@@ -272,6 +277,7 @@ impl Registry {
         user.away.retain(|away| away.bridge_id != session.identity.bridge_id);
         user.sessions.push(Arc::clone(&session));
         user.changed.notify_waiters();
+        self.changed.notify_waiters();
         Ok(session)
     }
 
@@ -301,6 +307,7 @@ impl Registry {
             user.last_hours.drain(..over);
         }
         user.changed.notify_waiters();
+        self.changed.notify_waiters();
     }
 
     /// Forgets users of whom nothing is left; to be called now and then.
@@ -358,15 +365,19 @@ impl Registry {
 
     /// After a start, who was here before is not known: everybody is expected.
     fn expects(&self, user: &str, wanted: Option<&str>) -> bool {
-        let expected = |since: Instant| since.elapsed() < EXPECTED_BACK;
-        expected(self.started)
-            || self.lock().get(user).is_some_and(|user| {
-                let wanted = |name: &str| wanted.is_none_or(|wanted| wanted == name);
-                let away = |away: &Away| expected(away.since) && wanted(&away.name);
-                // Those that are about to leave: stopping, or with a link that ended and is not cleared away yet.
-                let leaving = |s: &Arc<Session>| !s.identity.ephemeral && !s.takes_work() && wanted(&s.identity.name);
-                user.away.iter().any(away) || user.sessions.iter().any(leaving)
-            })
+        let users = self.lock();
+        let is_meant = |_: &str, name: &str| wanted.is_none_or(|wanted| wanted == name);
+        self.is_fresh() || users.get(user).is_some_and(|user| user.awaits(is_meant))
+    }
+
+    /// Whether the relay has just started.
+    pub fn is_fresh(&self) -> bool {
+        self.started.elapsed() < EXPECTED_BACK
+    }
+
+    /// Resolves when any bridge came or left since this was called.
+    pub fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
     }
 
     /// A user's bridges for the eye: no ephemeral ones, no retired ones, the first to get work first.

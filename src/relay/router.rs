@@ -3,6 +3,7 @@
 
 use http::{HeaderMap, Method, Uri};
 
+use super::address::Address;
 use super::error::{Code, Error};
 use super::web;
 use crate::transport::headers::TUNNEL_BRIDGE;
@@ -41,6 +42,12 @@ pub enum Route {
     ClaimOpening,
     /// A fresh token for a valid one.
     RenewToken,
+    /// What the user shares.
+    Shares,
+    /// To share more.
+    AddShare,
+    /// To take the share of this id back.
+    RemoveShare(String),
     /// The user's keys for callers.
     Keys,
     /// A fresh one.
@@ -80,9 +87,29 @@ pub enum Polling {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Target {
     /// The bridge named, if one is.
-    pub bridge: Option<String>,
+    pub bridge: Option<Named>,
     /// The normalised path with its query.
     pub path_and_query: String,
+    /// `/b/X/Y/…` may mean X, and the path `/Y/…` there; or the bridge Y of the user X, and this.
+    pub longer: Option<Longer>,
+}
+
+/// How a bridge is named.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Named {
+    /// By its name alone: the caller's own.
+    Own(String),
+    /// With its owner.
+    Of(Address),
+}
+
+/// The other reading of a path with a bridge in it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Longer {
+    /// The bridge.
+    pub bridge: Address,
+    /// The normalised path with its query, if it may be forwarded.
+    pub path_and_query: Result<String, Error>,
 }
 
 /// Decides.
@@ -106,14 +133,18 @@ pub fn route(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Route, E
         "/-/token/renew" if method == Method::POST => return Ok(Route::RenewToken),
         "/-/keys" if method == Method::POST => return Ok(Route::AddKey),
         "/-/keys" => return read_only(method, Route::Keys),
+        "/-/shares" if method == Method::POST => return Ok(Route::AddShare),
+        "/-/shares" => return read_only(method, Route::Shares),
         "/-/pair" if method == Method::POST => return Ok(Route::Pair),
         "/-/pair/claim" if method == Method::POST => return Ok(Route::ClaimCode),
         _ if is_owned(path) && method == Method::DELETE => {
-            let id = path
-                .strip_prefix("/-/keys/")
-                .filter(|id| !id.is_empty() && !id.contains('/'));
-            return id
-                .map(|id| Route::RevokeKey(id.to_owned()))
+            let below = |root: &str| {
+                let id = path.strip_prefix(root)?;
+                (!id.is_empty() && !id.contains('/')).then(|| id.to_owned())
+            };
+            let key = below("/-/keys/").map(Route::RevokeKey);
+            return key
+                .or_else(|| below("/-/shares/").map(Route::RemoveShare))
                 .ok_or_else(Error::not_found);
         }
         _ if path.starts_with(ASSETS) => return read_only(method, Route::Asset(path[ASSETS.len()..].to_owned())),
@@ -121,17 +152,42 @@ pub fn route(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Route, E
         _ => {}
     }
     let (named, rest) = split_prefix(path);
-    let bridge = wanted_bridge(named, headers)?;
-    let normal = normalise(rest).map_err(|error| Error::new(Code::BadRequest, error.to_string()))?;
+    let header = bridge_header(headers)?;
+    let longer = named.and_then(|owner| longer(owner, rest));
+    let (bridge, rest, longer) = match (named, header, longer) {
+        (None, header, _) => (header, rest, None),
+        (Some(name), None, longer) => (Some(Named::Own(name.to_owned())), rest, longer),
+        (Some(name), Some(Named::Own(header)), _) if name == header => (Some(Named::Own(header)), rest, None),
+        (_, Some(Named::Of(header)), Some((address, rest))) if address == header => {
+            (Some(Named::Of(header)), rest, None)
+        }
+        _ => {
+            let detail = "the path and the header Tunnel-Bridge name different bridges";
+            return Err(Error::new(Code::BadRequest, detail));
+        }
+    };
+    Ok(Route::Forward(Target {
+        bridge,
+        path_and_query: forwarded(rest, uri.query())?,
+        longer: longer.map(|(bridge, rest)| Longer {
+            bridge,
+            path_and_query: forwarded(rest, uri.query()),
+        }),
+    }))
+}
+
+/// The path that goes to a bridge.
+fn forwarded(path: &str, query: Option<&str>) -> Result<String, Error> {
+    let normal = normalise(path).map_err(|error| Error::new(Code::BadRequest, error.to_string()))?;
     if is_owned(&normal.path) {
         return Err(Error::not_found());
     }
     let mut path_and_query = normal.path.into_owned();
-    if let Some(query) = uri.query() {
+    if let Some(query) = query {
         path_and_query.push('?');
         path_and_query.push_str(query);
     }
-    Ok(Route::Forward(Target { bridge, path_and_query }))
+    Ok(path_and_query)
 }
 
 /// The routes of polling bridges, and the same under the paths of shipped desktop apps.
@@ -191,20 +247,28 @@ fn split_prefix(path: &str) -> (Option<&str>, &str) {
     }
 }
 
-fn wanted_bridge(named: Option<&str>, headers: &HeaderMap) -> Result<Option<String>, Error> {
-    let header = match headers.get(TUNNEL_BRIDGE).map(|value| value.to_str()) {
-        None => None,
-        Some(Ok(name)) => Some(name),
-        Some(Err(_)) => return Err(Error::new(Code::BadRequest, "Tunnel-Bridge is no name of a bridge")),
+/// What follows `/b/X` read as a bridge of the user X and what is left.
+fn longer<'a>(owner: &str, rest: &'a str) -> Option<(Address, &'a str)> {
+    let rest = rest.strip_prefix('/')?;
+    let at = rest.find('/').unwrap_or(rest.len());
+    let address = Address::parse(&format!("{owner}/{}", &rest[..at]))?;
+    let rest = &rest[at..];
+    Some((address, if rest.is_empty() { "/" } else { rest }))
+}
+
+fn bridge_header(headers: &HeaderMap) -> Result<Option<Named>, Error> {
+    let Some(value) = headers.get(TUNNEL_BRIDGE) else {
+        return Ok(None);
     };
-    match (named, header) {
-        (Some(path), Some(header)) if path != header => Err(Error::new(
-            Code::BadRequest,
-            "the path and the header Tunnel-Bridge name different bridges",
-        )),
-        (Some(name), _) | (None, Some(name)) => Ok(Some(name.to_owned())),
-        (None, None) => Ok(None),
-    }
+    let named = value.to_str().ok().and_then(|text| match text.contains('/') {
+        true => Address::parse(text).map(Named::Of),
+        false => Some(Named::Own(text.to_owned())),
+    });
+    let named = named.ok_or_else(|| {
+        let detail = "Tunnel-Bridge is no name of a bridge: write NAME, or OWNER/NAME for one that is shared";
+        Error::new(Code::BadRequest, detail)
+    })?;
+    Ok(Some(named))
 }
 
 #[cfg(test)]
@@ -218,9 +282,29 @@ mod tests {
 
     fn forward(bridge: Option<&str>, path: &str) -> Result<Route, Error> {
         Ok(Route::Forward(Target {
-            bridge: bridge.map(str::to_owned),
+            bridge: bridge.map(|name| Named::Own(name.to_owned())),
             path_and_query: path.to_owned(),
+            longer: None,
         }))
+    }
+
+    fn address(owner: &str, name: &str) -> Address {
+        Address {
+            owner: owner.to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    /// To an own bridge of the first name and path, or to the one of the owner and this path.
+    fn forward_or(own: (&str, &str), other: (&str, &str), path: Result<&str, Error>) -> Result<Route, Error> {
+        let mut route = forward(Some(own.0), own.1)?;
+        if let Route::Forward(target) = &mut route {
+            target.longer = Some(Longer {
+                bridge: address(other.0, other.1),
+                path_and_query: path.map(str::to_owned),
+            });
+        }
+        Ok(route)
     }
 
     #[test]
@@ -231,7 +315,7 @@ mod tests {
         assert_eq!(get("/api/ollama/api/tags"), forward(None, "/api/tags"));
         assert_eq!(get("/ollama"), forward(None, "/"));
         assert_eq!(get("/ollamas"), forward(None, "/ollamas"));
-        assert_eq!(get("/b/box/v1/models"), forward(Some("box"), "/v1/models"));
+        assert_eq!(get("/b/box/v1"), forward_or(("box", "/v1"), ("box", "v1"), Ok("/")));
         assert_eq!(get("/b/box"), forward(Some("box"), "/"));
         assert_eq!(get("/api/bridges"), forward(None, "/api/bridges"));
     }
@@ -342,5 +426,64 @@ mod tests {
         assert_eq!(by("/api/tags"), forward(Some("box"), "/api/tags"));
         assert_eq!(by("/b/box/api/tags"), forward(Some("box"), "/api/tags"));
         assert_eq!(by("/b/other/api/tags").unwrap_err().code, Code::BadRequest);
+    }
+
+    #[test]
+    fn a_path_with_two_readings_has_both() {
+        let two = get("/b/ann/box/api/tags?x=1");
+        assert_eq!(
+            two,
+            forward_or(("ann", "/box/api/tags?x=1"), ("ann", "box"), Ok("/api/tags?x=1"))
+        );
+        assert_eq!(get("/b/ann/box"), forward_or(("ann", "/box"), ("ann", "box"), Ok("/")));
+        let encoded = get("/b/auth0%7C1/box/v1");
+        assert_eq!(
+            encoded,
+            forward_or(("auth0%7C1", "/box/v1"), ("auth0|1", "box"), Ok("/v1"))
+        );
+        let slash = get("/b/a%2Fb/box/v1");
+        assert_eq!(slash, forward_or(("a%2Fb", "/box/v1"), ("a/b", "box"), Ok("/v1")));
+        for path in ["/-/keys", "/api/bridge", "/x/../healthz"] {
+            let rest = format!("/box{path}").replace("/x/..", "");
+            let owned = get(&format!("/b/ann/box{path}"));
+            let none = Err(Error::not_found());
+            assert_eq!(owned, forward_or(("ann", &rest), ("ann", "box"), none), "{path}");
+        }
+        for path in ["/b/%/box", "/b/%ff/box", "/b/ann/", "/b/ann/b:x", "/b//box"] {
+            let Ok(Route::Forward(target)) = get(path) else {
+                panic!("{path}");
+            };
+            assert_eq!(target.longer, None, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_bridge_with_its_owner_is_named_by_path_or_header() {
+        let by = |uri: &str, header: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(TUNNEL_BRIDGE, HeaderValue::from_static(header));
+            route(&Method::GET, &uri.parse().unwrap(), &headers)
+        };
+        let box_of = |owner: &str, path: &str| {
+            Ok(Route::Forward(Target {
+                bridge: Some(Named::Of(address(owner, "box"))),
+                path_and_query: path.to_owned(),
+                longer: None,
+            }))
+        };
+        assert_eq!(by("/api/tags", "ann/box"), box_of("ann", "/api/tags"));
+        assert_eq!(by("/api/tags", "a%2fb/box"), box_of("a/b", "/api/tags"));
+        assert_eq!(by("/api/tags", "a/b/box"), box_of("a/b", "/api/tags"));
+        assert_eq!(by("/b/a%2Fb/box/api/tags", "a/b/box"), box_of("a/b", "/api/tags"));
+        assert_eq!(by("/b/ann/box/-/keys", "ann/box"), Err(Error::not_found()));
+        for (uri, header) in [
+            ("/b/ann/box/api/tags", "bob/box"),
+            ("/b/ann/box/api/tags", "box"),
+            ("/api/tags", "ann/b:x"),
+            ("/api/tags", "/box"),
+            ("/api/tags", "%zz/box"),
+        ] {
+            assert_eq!(by(uri, header).unwrap_err().code, Code::BadRequest, "{uri} {header}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! `GET /api/bridge/usage`: what the caller used, out of the store.
+//! `GET /api/bridge/usage`: what the caller used, or what others used on the caller's bridges, out of the store.
 
 use std::sync::Arc;
 
@@ -6,11 +6,13 @@ use http::{HeaderMap, Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::Relay;
+use super::address::Address;
 use super::auth;
+use super::auth::shares::View;
 use super::auth::tokens::now;
 use super::error::{Code, Error};
 use super::own::{self, json_response};
-use super::store::usage::{MOST_ROWS, Sums, Used};
+use super::store::usage::{MOST_ROWS, Sums, Used, Whose};
 use crate::transport::Body;
 
 const HOUR: u64 = 3600;
@@ -25,9 +27,11 @@ struct Wish {
     days: u64,
     /// What is added up, seconds; with none, all of it.
     span: Option<u64>,
+    whose: Whose,
 }
 
-/// Answers with the caller's own usage: `?days=N` (30), `&per=hour|day|all` (day). Times are milliseconds since 1970; what is not
+/// Answers with the caller's own usage: `?days=N` (30), `&per=hour|day|all` (day); with `&of=bridges`, with that of everybody on the
+/// caller's own bridges. Times are milliseconds since 1970; what is not
 /// known is null.
 ///
 /// # Errors
@@ -50,12 +54,25 @@ pub async fn answer(relay: &Relay, headers: &HeaderMap, query: Option<&str>) -> 
         // One that is longer than time itself.
         None => (begin / HOUR * HOUR, to * 2),
     };
-    let asked = keeper.usage(Arc::clone(&identity.user), from, to, span).await;
+    let asked = keeper
+        .usage(wish.whose, Arc::clone(&identity.user), from, to, span)
+        .await;
     let (used, total) = asked.map_err(|error| {
         tracing::info!(%error, "the usage cannot be read");
         own::store_away()
     })?;
-    let lines: Vec<_> = used.iter().map(|used| line(used, from)).collect();
+    let view = relay.tokens.shared_with(&identity);
+    let lines: Vec<_> = used
+        .iter()
+        .map(|used| {
+            let mut line = line(used, from);
+            match wish.whose {
+                Whose::User => line["bridge"]["name"] = bridge_name(used, &identity.user, &view).into(),
+                Whose::Bridges => line["user"] = used.user.as_str().into(),
+            }
+            line
+        })
+        .collect();
     Ok(json_response(
         StatusCode::OK,
         &json!({
@@ -72,6 +89,7 @@ fn read(query: Option<&str>) -> Result<Wish, Error> {
     let mut wish = Wish {
         days: USUAL_DAYS,
         span: Some(DAY),
+        whose: Whose::User,
     };
     for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         match pair.split_once('=').unwrap_or((pair, "")) {
@@ -88,6 +106,8 @@ fn read(query: Option<&str>) -> Result<Wish, Error> {
             ("per", "day") => wish.span = Some(DAY),
             ("per", "all") => wish.span = None,
             ("per", _) => return Err(Error::new(Code::BadRequest, "per is hour, day or all")),
+            ("of", "bridges") => wish.whose = Whose::Bridges,
+            ("of", _) => return Err(Error::new(Code::BadRequest, "of is bridges, or is left out")),
             // The token of those who cannot set headers, and what later releases know.
             _ => {}
         }
@@ -98,10 +118,22 @@ fn read(query: Option<&str>) -> Result<Wish, Error> {
 fn line(used: &Used, from: u64) -> Value {
     let mut line = sums(&used.sums);
     line["from"] = (used.from.max(from) * 1000).into();
-    line["token"] = json!({"id": used.token, "label": used.label});
+    if let Some(id) = &used.token {
+        line["token"] = json!({"id": id, "label": used.label});
+    }
     line["bridge"] = json!({"id": used.bridge, "name": used.bridge_name});
     line["model"] = (!used.model.is_empty()).then_some(used.model.as_str()).into();
     line
+}
+
+/// What the user calls the bridge; none for one that is forgotten, or not shared with the user any more.
+fn bridge_name(used: &Used, user: &str, view: &View) -> Option<String> {
+    let (owner, name) = (used.owner.clone()?, used.bridge_name.clone()?);
+    if owner == user {
+        return Some(name);
+    }
+    view.covers(&owner, &used.bridge)
+        .then(|| Address { owner, name }.to_string())
 }
 
 fn sums(sums: &Sums) -> Value {
@@ -132,11 +164,13 @@ mod tests {
             wish("per=hour&days=1&x"),
             Some(Wish {
                 days: 1,
-                span: Some(HOUR)
+                span: Some(HOUR),
+                whose: Whose::User,
             })
         );
-        assert_eq!(wish("per=all"), Some(Wish { days: 30, span: None }));
-        for wrong in ["days=0", "days=", "days=9999999", "per=week"] {
+        assert_eq!(wish("per=all").unwrap().span, None);
+        assert_eq!(wish("of=bridges").unwrap().whose, Whose::Bridges);
+        for wrong in ["days=0", "days=", "days=9999999", "per=week", "of=all"] {
             assert_eq!(wish(wrong), None, "{wrong}");
         }
     }

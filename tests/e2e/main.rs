@@ -69,6 +69,10 @@ mod restarts;
 #[cfg(target_os = "linux")]
 mod rotation;
 mod semantics;
+#[cfg(target_os = "linux")]
+mod sharing;
+#[cfg(target_os = "linux")]
+mod sharing_groups;
 mod shipped;
 mod shipped_ws;
 #[cfg(target_os = "linux")]
@@ -77,6 +81,8 @@ mod store;
 mod store_keys;
 #[cfg(target_os = "linux")]
 mod store_pruning;
+#[cfg(target_os = "linux")]
+mod store_shares;
 mod streaming;
 mod switching;
 mod tls;

@@ -7,20 +7,21 @@ use rusqlite::Connection;
 use tunnel::relay::auth::denials::{Denials, Removal};
 use tunnel::relay::auth::tokens::now;
 use tunnel::relay::store::accounts::Token;
-use tunnel::relay::store::usage::{Addition, Batch, Counted, Key, SeenBridge, SeenToken, Sums};
+use tunnel::relay::store::usage::{Addition, Batch, Counted, Key, SeenBridge, SeenToken, Sums, Whose};
 use tunnel::relay::store::{PostgresConfig, Store, StoreConfig, StoreError};
 
 use crate::harness::postgres::Postgres;
 use crate::harness::tls::Authority;
-use crate::store_keys;
+use crate::{store_keys, store_shares};
 
 /// The schema before the newest one.
-const PREVIOUS: [&str; 2] = [
+const PREVIOUS: [&str; 3] = [
     include_str!("../../src/relay/store/migrations/0001_accounts.sql"),
     include_str!("../../src/relay/store/migrations/0002_usage.sql"),
+    include_str!("../../src/relay/store/migrations/0003_keys.sql"),
 ];
 const PREVIOUS_VERSION: &str = "CREATE TABLE schema_versions (version bigint PRIMARY KEY, oldest bigint NOT NULL, \
-    applied bigint NOT NULL); INSERT INTO schema_versions VALUES (1, 1, 0), (2, 1, 0);";
+    applied bigint NOT NULL); INSERT INTO schema_versions VALUES (1, 1, 0), (2, 1, 0), (3, 1, 0);";
 pub(crate) const FAR_AWAY: u64 = 4_000_000_000;
 
 pub(crate) fn sqlite(folder: &Path) -> StoreConfig {
@@ -114,7 +115,7 @@ pub(crate) fn batch(number: u64, usage: Vec<(Key, Addition)>) -> Batch {
 }
 
 async fn exchanges(store: &Store, user: &str) -> u64 {
-    let lines = store.usage(user, 0, FAR_AWAY, 3600).await.unwrap();
+    let lines = store.usage(Whose::User, user, 0, FAR_AWAY, 3600).await.unwrap();
     lines.iter().map(|line| line.sums.exchanges).sum()
 }
 
@@ -128,6 +129,7 @@ async fn tell(config: StoreConfig) {
     store_keys::tell(&store).await;
     usage_adds_up(&store).await;
     bridges_are_known(&store).await;
+    store_shares::tell(&store).await;
     assert!(store.revision().await.unwrap() > revision);
     everything_is_kept_and_brought_back(&config, &store).await;
     a_deleted_user_leaves_nothing(&store).await;
@@ -207,17 +209,20 @@ async fn usage_adds_up(store: &Store) {
     for number in [2, 2, 2, 3] {
         store.record(&batch(number, usage.clone())).await.unwrap();
     }
-    let hours = store.usage("ann", 3600, 3600 * 31, 3600).await.unwrap();
+    let hours = store.usage(Whose::User, "ann", 3600, 3600 * 31, 3600).await.unwrap();
     let told: Vec<_> = hours
         .iter()
         .map(|line| (line.from / 3600, &*line.model, line.sums.exchanges))
         .collect();
     assert_eq!(told, [(30, "", 4), (2, "llama", 4), (1, "llama", 4)]);
-    let days = store.usage("ann", 0, FAR_AWAY, 24 * 3600).await.unwrap();
+    let days = store.usage(Whose::User, "ann", 0, FAR_AWAY, 24 * 3600).await.unwrap();
     assert_eq!(days.len(), 2);
-    let all = store.total("ann", 0, FAR_AWAY).await.unwrap();
+    let all = store.total(Whose::User, "ann", 0, FAR_AWAY).await.unwrap();
     assert_eq!((all.exchanges, all.prompts.known()), (12, Some(180)));
-    assert_eq!(store.total("nobody", 0, FAR_AWAY).await.unwrap(), Sums::default());
+    assert_eq!(
+        store.total(Whose::User, "nobody", 0, FAR_AWAY).await.unwrap(),
+        Sums::default()
+    );
     let sums = days[1].sums;
     assert_eq!(
         (sums.exchanges, sums.errors, sums.cancelled, sums.received, sums.sent),
@@ -226,7 +231,14 @@ async fn usage_adds_up(store: &Store) {
     assert_eq!((sums.prompts.known(), sums.completions.known()), (Some(120), Some(160)));
     assert_eq!((sums.answered, sums.first_byte_us, sums.total_us), (8, 200, 240));
     assert_eq!(days[1].label.as_deref(), Some("phone"));
-    assert_eq!(store.usage("ann", 3600 * 2, 3600 * 3, 3600).await.unwrap().len(), 1);
+    assert_eq!(
+        store
+            .usage(Whose::User, "ann", 3600 * 2, 3600 * 3, 3600)
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
     assert_eq!(exchanges(store, "nobody").await, 0);
 }
 
@@ -282,13 +294,14 @@ async fn everything_is_kept_and_brought_back(config: &StoreConfig, store: &Store
     assert!(!other.is_empty().await.unwrap(), "{config:?}");
     assert_eq!(other.tokens().await.unwrap(), store.tokens().await.unwrap());
     assert_eq!(other.keys(None).await.unwrap(), store.keys(None).await.unwrap());
+    assert_eq!(other.shares(None).await.unwrap(), store.shares(None).await.unwrap());
     assert_eq!(other.users().await.unwrap(), store.users().await.unwrap());
     assert_eq!(other.bridges().await.unwrap(), store.bridges().await.unwrap());
     assert_eq!(
         other.orders().await.unwrap().denials,
         store.orders().await.unwrap().denials
     );
-    let usage = async |store: &Store| store.usage("ann", 0, FAR_AWAY, 3600).await.unwrap();
+    let usage = async |store: &Store| store.usage(Whose::User, "ann", 0, FAR_AWAY, 3600).await.unwrap();
     assert_eq!(usage(&other).await, usage(store).await);
     let mut unknown = all[0].clone();
     unknown.row.insert("of_a_later_release".into(), 1.into());
@@ -300,6 +313,7 @@ async fn a_deleted_user_leaves_nothing(store: &Store) {
     assert!(store.tokens().await.unwrap().iter().all(|token| token.user != "ann"));
     assert!(store.bridges().await.unwrap().iter().all(|bridge| bridge.user != "ann"));
     assert_eq!(store.keys(Some("ann")).await.unwrap(), []);
+    assert_eq!(store.shares(None).await.unwrap(), [], "neither hers nor with her");
     assert!(store.users().await.unwrap().iter().all(|user| user.name != "ann"));
     let deleted = store.removal("ann").await.unwrap().unwrap().deleted.unwrap();
     assert!(deleted.abs_diff(now()) < 60);

@@ -72,6 +72,7 @@ impl CallerKey {
             credential,
             bridge: self.bridge.clone(),
             rate: self.rate,
+            groups: None,
         }
     }
 }

@@ -57,6 +57,11 @@ impl Denials {
         }
     }
 
+    /// Whether the user is not let in for now.
+    pub fn is_disabled(&self, user: &str) -> bool {
+        self.users.get(user).is_some_and(|removal| removal.disabled)
+    }
+
     /// Whether the user was deleted at that second or later.
     pub fn is_deleted_since(&self, user: &str, second: u64) -> bool {
         let removal = self.users.get(user);

@@ -1,12 +1,13 @@
 //! Who is asking: finds the credential of a request and turns it into an identity. `tokens` issues and verifies with the secrets
 //! in `keys`, and knows `caller_keys`; `oidc` verifies tokens of a provider of sign-in. `denials` has who is not let in all the same,
-//! `refusal` what is said then.
+//! `refusal` what is said then; `shares` has which bridges of others somebody reaches.
 
 pub mod caller_keys;
 pub mod denials;
 pub mod keys;
 pub mod oidc;
 pub mod refusal;
+pub mod shares;
 pub mod tokens;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use super::rate::Rate;
 use crate::transport::headers::X_API_KEY;
 use keys::KeyId;
 use refusal::Denied;
+use shares::Groups;
 use tokens::Tokens;
 
 /// Somebody whose credential was verified.
@@ -45,6 +47,8 @@ pub struct Identity {
     pub bridge: Option<Arc<str>>,
     /// A limit of its own.
     pub rate: Option<Rate>,
+    /// The user's groups, if the credential says which.
+    pub groups: Option<Groups>,
 }
 
 impl Identity {
@@ -71,7 +75,7 @@ pub struct Scopes {
     pub bridge: bool,
     /// May make requests.
     pub api: bool,
-    /// May make keys for callers and codes for bridges.
+    /// May make keys for callers and codes for bridges, and share bridges.
     pub manage: bool,
 }
 
@@ -151,7 +155,7 @@ pub async fn bridge(tokens: &Tokens, headers: &HeaderMap, query: Option<&str>) -
     Ok(identity)
 }
 
-/// Finds out who makes keys and codes.
+/// Finds out who makes keys, codes and shares.
 ///
 /// # Errors
 /// As for [`caller`].

@@ -28,6 +28,7 @@ use self::rules::Rules;
 use super::Scopes;
 use super::keys::KeyId;
 use super::refusal::Denied;
+use super::shares::{self, Groups};
 use super::tokens::now;
 use crate::transport::dial::Dialer;
 
@@ -109,6 +110,8 @@ pub(super) struct SignedIn {
     pub(super) key: KeyId,
     /// The same for all tokens of a person and a program: providers give another one each hour.
     pub(super) id: Arc<str>,
+    /// If the provider said which.
+    pub(super) groups: Option<Groups>,
 }
 
 impl Provider {
@@ -157,6 +160,7 @@ impl Provider {
             expires,
             key,
             id: self.id(&claims)?,
+            groups: claims.has("groups").then(|| shares::groups(claims.groups())),
             user: user.into(),
         })
     }

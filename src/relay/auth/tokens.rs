@@ -23,6 +23,7 @@ use super::denials::Denials;
 use super::keys::{BridgeKey, Key, KeyId, Keys};
 use super::oidc::{self, Provider};
 use super::refusal::Denied;
+use super::shares::{Memberships, Shares};
 use super::{Identity, Scopes};
 use crate::token::{Claims, Secret};
 
@@ -57,13 +58,15 @@ pub enum IssueError {
 
 /// What decides on a token besides what stands in it.
 #[derive(Clone)]
-struct Rules {
+pub(super) struct Rules {
     keys: Arc<Keys>,
     /// Those of the provider.
     provider_keys: Arc<[KeyId]>,
     callers: Arc<CallerKeys>,
     /// None as long as it is not known.
-    denials: Option<Arc<Denials>>,
+    pub(super) denials: Option<Arc<Denials>>,
+    pub(super) shares: Arc<Shares>,
+    pub(super) memberships: Arc<Memberships>,
 }
 
 impl Rules {
@@ -91,7 +94,7 @@ struct Verified {
 
 /// Issues and verifies tokens.
 pub struct Tokens {
-    rules: watch::Sender<Rules>,
+    pub(super) rules: watch::Sender<Rules>,
     provider: Option<Provider>,
     validation: Validation,
     bridge_ids: hmac::Key,
@@ -113,6 +116,8 @@ impl Tokens {
             provider_keys: Arc::default(),
             callers: Arc::default(),
             denials: Some(Arc::default()),
+            shares: Arc::default(),
+            memberships: Arc::default(),
         };
         let mut validation = Validation::new(Algorithm::HS256);
         validation.required_spec_claims.clear();
@@ -286,6 +291,7 @@ impl Tokens {
                     id: signed_in.id,
                     bridge: None,
                     rate: None,
+                    groups: signed_in.groups,
                 }
             }
             (_, issuer) => self.decide(token).map_err(|denied| match denied {
@@ -394,6 +400,7 @@ impl Tokens {
             key,
             bridge: None,
             rate: None,
+            groups: None,
             credential: self.credentials.hash_one((&claims.sub, &id)),
             id,
             user: claims.sub.into(),

@@ -1,6 +1,6 @@
-//! Who listens, user by user. One task looks at a user's bridges, once a second, as long as anybody does.
+//! Who listens, by what they may see. One task looks at the same bridges, once a second, as long as anybody does.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,16 +10,36 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::snapshot::{self, Snapshot};
 use crate::relay::Relay;
+use crate::relay::auth::Identity;
+use crate::relay::auth::shares::Groups;
 use crate::relay::registry::{Counter, InFlight};
 
 /// Between two looks: so often a listener is told something at the most.
 const LOOK: Duration = Duration::from_secs(1);
-/// Who listens to one user's bridges at once.
+/// Who listens as one user at once.
 const MOST_LISTENERS: usize = 16;
 
-/// The users to whose bridges somebody listens.
+/// All to which somebody listens.
 #[derive(Debug, Default)]
-pub struct Feeds(Mutex<HashMap<Arc<str>, Feed>>);
+pub struct Feeds(Mutex<HashMap<Audience, Feed>>);
+
+/// What decides which bridges somebody sees.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Audience {
+    user: Arc<str>,
+    bridge: Option<Arc<str>>,
+    groups: Option<Groups>,
+}
+
+impl Audience {
+    fn of(identity: &Identity) -> Self {
+        Self {
+            user: Arc::clone(&identity.user),
+            bridge: identity.bridge.clone(),
+            groups: identity.groups.clone(),
+        }
+    }
+}
 
 #[derive(Debug)]
 struct Feed {
@@ -36,23 +56,32 @@ pub(super) struct Listener {
 }
 
 impl Feeds {
-    /// Lets one more listen to the user's bridges, if not too many do.
-    pub(super) fn join(&self, relay: &Arc<Relay>, user: &Arc<str>) -> Option<Listener> {
+    /// Lets one more listen to what this caller sees, if not too many of the user do.
+    pub(super) fn join(&self, relay: &Arc<Relay>, identity: &Identity) -> Option<Listener> {
         let mut feeds = self.lock();
-        let feed = feeds.entry(Arc::clone(user)).or_insert_with(|| {
-            let keeping = keep(Arc::clone(relay), Arc::clone(user));
+        let of_user = feeds.iter().filter(|(audience, _)| audience.user == identity.user);
+        if of_user.map(|(_, feed)| feed.listeners.count()).sum::<usize>() >= MOST_LISTENERS {
+            return None;
+        }
+        let feed = feeds.entry(Audience::of(identity)).or_insert_with(|| {
+            let keeping = keep(Arc::clone(relay), identity.clone());
             relay.shutdown.tracker().spawn(keeping);
-            Feed::begin(Snapshot::first(&relay.registry.list(user)))
+            Feed::begin(Snapshot::first(&relay.visible(identity)))
         });
         feed.join()
     }
 
-    /// Whose bridges are looked at.
+    /// How many users listen.
     pub fn users(&self) -> usize {
-        self.lock().len()
+        let feeds = self.lock();
+        feeds
+            .keys()
+            .map(|audience| &audience.user)
+            .collect::<HashSet<_>>()
+            .len()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Feed>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Audience, Feed>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -78,8 +107,9 @@ impl Feed {
     }
 }
 
-/// Looks at the user's bridges until nobody listens any more.
-async fn keep(relay: Arc<Relay>, user: Arc<str>) {
+/// Looks at what such a caller sees until nobody listens any more.
+async fn keep(relay: Arc<Relay>, identity: Identity) {
+    let audience = Audience::of(&identity);
     let mut looks = interval_at(Instant::now() + LOOK, LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -89,17 +119,17 @@ async fn keep(relay: Arc<Relay>, user: Arc<str>) {
         };
         let newest = {
             let mut feeds = relay.feeds.lock();
-            match feeds.get(&user) {
+            match feeds.get(&audience) {
                 // Under the lock: who comes now finds this feed, or begins another.
                 Some(feed) if !ends && feed.newest.receiver_count() > 0 => feed.newest.clone(),
                 _ => {
-                    feeds.remove(&user);
+                    feeds.remove(&audience);
                     return;
                 }
             }
         };
-        let sessions = relay.registry.list(&user);
-        newest.send_if_modified(|newest| match newest.next(&sessions) {
+        let bridges = relay.visible(&identity);
+        newest.send_if_modified(|newest| match newest.next(&bridges) {
             Some(next) => {
                 *newest = Arc::new(next);
                 true
@@ -110,14 +140,18 @@ async fn keep(relay: Arc<Relay>, user: Arc<str>) {
 }
 
 impl Listener {
-    /// Waits for something new, and puts it in a line; `Some(None)` if there is nothing in it for one who may hear of one bridge
-    /// only, none once nothing comes any more.
-    pub(super) async fn change(&mut self, only: Option<&str>) -> Option<Option<Bytes>> {
-        self.newest.changed().await.ok()?;
-        let newest = Arc::clone(&self.newest.borrow_and_update());
-        let line = snapshot::line(self.told.as_deref(), &newest, only);
-        self.told = Some(newest);
-        Some(line)
+    /// Waits for something new, and puts it in a line; none once nothing comes any more.
+    pub(super) async fn change(&mut self) -> Option<Bytes> {
+        loop {
+            self.newest.changed().await.ok()?;
+            let newest = Arc::clone(&self.newest.borrow_and_update());
+            // Of what came and went since the last line there is nothing to tell.
+            let line = snapshot::line(self.told.as_deref(), &newest);
+            self.told = Some(newest);
+            if line.is_some() {
+                return line;
+            }
+        }
     }
 }
 
@@ -128,7 +162,12 @@ impl Feeds {
         let feed = Feed::begin(Snapshot::first(&[]));
         let listener = feed.join().unwrap();
         let feeds = Self::default();
-        feeds.lock().insert("ann".into(), feed);
+        let audience = Audience {
+            user: "ann".into(),
+            bridge: None,
+            groups: None,
+        };
+        feeds.lock().insert(audience, feed);
         (feeds, listener)
     }
 }

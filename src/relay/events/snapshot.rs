@@ -1,13 +1,15 @@
-//! A user's bridges at one moment, and what is different from an earlier one. What did not change is shared with the snapshot before,
+//! The bridges that somebody sees at one moment, and what is different from an earlier one. What did not change is shared with the snapshot before,
 //! and what did is written down once for all who listen.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::json;
 
-use crate::relay::own::unix_ms;
+use crate::relay::own::{address, unix_ms};
+use crate::relay::reach::Visible;
 use crate::relay::registry::Session;
 use crate::relay::registry::last_hour::Done;
 
@@ -36,53 +38,41 @@ struct Seen {
 
 impl Snapshot {
     /// One with no other before it.
-    pub(super) fn first(sessions: &[Arc<Session>]) -> Self {
+    pub(super) fn first(visible: &[Visible]) -> Self {
         let nothing = BTreeMap::new();
-        let bridges = look(&nothing, sessions);
+        let bridges = look(&nothing, visible);
         Self {
             number: 0,
-            change: difference(&nothing, &bridges, None).unwrap_or_default(),
+            change: difference(&nothing, &bridges).unwrap_or_default(),
             bridges,
         }
     }
 
     /// The one after this, if anything is different in it.
-    pub(super) fn next(&self, sessions: &[Arc<Session>]) -> Option<Self> {
-        let bridges = look(&self.bridges, sessions);
+    pub(super) fn next(&self, visible: &[Visible]) -> Option<Self> {
+        let bridges = look(&self.bridges, visible);
         Some(Self {
             number: self.number + 1,
-            change: difference(&self.bridges, &bridges, None)?,
+            change: difference(&self.bridges, &bridges)?,
             bridges,
         })
     }
 }
 
-/// What to tell one who was told `before`, or nothing yet, and may hear of `only` one bridge; none if that is nothing.
-pub(super) fn line(before: Option<&Snapshot>, after: &Snapshot, only: Option<&str>) -> Option<Bytes> {
-    match (before, only) {
-        (Some(before), None) if before.number + 1 == after.number => Some(after.change.clone()),
-        (Some(before), only) => difference(&before.bridges, &after.bridges, only),
-        (None, only) => {
-            let nothing = BTreeMap::new();
-            difference(&nothing, &after.bridges, only).or_else(|| Some(write(&[], &[])))
-        }
+/// What to tell one who was told `before`, or nothing yet; none if that is nothing.
+pub(super) fn line(before: Option<&Snapshot>, after: &Snapshot) -> Option<Bytes> {
+    match before {
+        Some(before) if before.number + 1 == after.number => Some(after.change.clone()),
+        Some(before) => difference(&before.bridges, &after.bridges),
+        None => difference(&BTreeMap::new(), &after.bridges).or_else(|| Some(write(&[], &[]))),
     }
 }
 
-fn difference(
-    before: &BTreeMap<Arc<str>, Arc<Seen>>,
-    after: &BTreeMap<Arc<str>, Arc<Seen>>,
-    only: Option<&str>,
-) -> Option<Bytes> {
-    let heard = |address: &str| only.is_none_or(|only| only == address);
+fn difference(before: &BTreeMap<Arc<str>, Arc<Seen>>, after: &BTreeMap<Arc<str>, Arc<Seen>>) -> Option<Bytes> {
     let is_new = |address: &Arc<str>, seen: &Arc<Seen>| before.get(address).is_none_or(|old| !Arc::ptr_eq(old, seen));
-    let changed = after
-        .iter()
-        .filter(|(address, seen)| heard(address) && is_new(address, seen));
+    let changed = after.iter().filter(|(address, seen)| is_new(address, seen));
     let changed: Vec<&str> = changed.map(|(_, seen)| seen.json.as_str()).collect();
-    let gone = before
-        .keys()
-        .filter(|address| heard(address) && !after.contains_key(*address));
+    let gone = before.keys().filter(|address| !after.contains_key(*address));
     let gone: Vec<&str> = gone.map(|address| &**address).collect();
     (!changed.is_empty() || !gone.is_empty()).then(|| write(&changed, &gone))
 }
@@ -96,29 +86,33 @@ fn write(changed: &[&str], gone: &[&str]) -> Bytes {
     .into()
 }
 
-fn look(before: &BTreeMap<Arc<str>, Arc<Seen>>, sessions: &[Arc<Session>]) -> BTreeMap<Arc<str>, Arc<Seen>> {
-    let seen = sessions.iter().map(|session| {
-        let name = session.identity.name.as_str();
-        let (address, old) = match before.get_key_value(name) {
+fn look(before: &BTreeMap<Arc<str>, Arc<Seen>>, visible: &[Visible]) -> BTreeMap<Arc<str>, Arc<Seen>> {
+    let seen = visible.iter().map(|(owner, session)| {
+        let written = match owner {
+            None => Cow::Borrowed(session.identity.name.as_str()),
+            Some(_) => Cow::Owned(address(session).to_string()),
+        };
+        let (address, old) = match before.get_key_value(&*written) {
             Some((address, old)) => (Arc::clone(address), Some(old)),
-            None => (name.into(), None),
+            None => (written.as_ref().into(), None),
         };
         let same = old.filter(|old| old.is_still(session)).map(Arc::clone);
-        (address, same.unwrap_or_else(|| Arc::new(Seen::of(session))))
+        let seen = same.unwrap_or_else(|| Arc::new(Seen::of(&address, owner.as_deref(), session)));
+        (address, seen)
     });
     seen.collect()
 }
 
 impl Seen {
-    fn of(session: &Session) -> Self {
+    fn of(address: &str, owner: Option<&str>, session: &Session) -> Self {
         let bridge = &session.identity;
         let (in_flight, last_hour) = (session.in_flight(), session.last_hour.sum());
         let round_trip_ms = round_trip_ms(session);
         let json = json!({
-            "address": bridge.name,
-            "id": &*bridge.bridge_id,
+            "address": address,
+            "id": owner.is_none().then_some(&*bridge.bridge_id),
             "name": bridge.name,
-            "owner": null,
+            "owner": owner,
             "transport": session.transport,
             "reason": session.reason,
             "priority": bridge.priority,
@@ -192,20 +186,18 @@ mod tests {
         let first = snapshot(0, &[("a", &a), ("b", &b)]);
         let second = snapshot(1, &[("a", &a), ("b", &b), ("c", &a)]);
         let third = snapshot(2, &[("b", &other), ("c", &a)]);
-        let told = |before: Option<&Snapshot>, after: &Snapshot, only: Option<&str>| {
-            line(before, after, only).map(|line| String::from_utf8(line.to_vec()).unwrap())
+        let told = |before: Option<&Snapshot>, after: &Snapshot| {
+            line(before, after).map(|line| String::from_utf8(line.to_vec()).unwrap())
         };
         let of = |bridges: &str, gone: &str| {
             Some(format!(
                 "{{\"type\":\"bridges\",\"bridges\":[{bridges}],\"gone\":[{gone}]}}\n"
             ))
         };
-        assert_eq!(told(None, &second, None), of("1,2,1", ""));
-        assert_eq!(told(Some(&second), &third, None).as_deref(), Some("shared"));
-        assert_eq!(told(Some(&first), &third, None), of("3,1", "\"a\""));
-        assert_eq!(told(Some(&first), &third, Some("a")), of("", "\"a\""));
-        assert_eq!(told(Some(&second), &third, Some("c")), None);
-        assert_eq!(told(None, &third, Some("a")), of("", ""));
+        assert_eq!(told(None, &second), of("1,2,1", ""));
+        assert_eq!(told(Some(&second), &third).as_deref(), Some("shared"));
+        assert_eq!(told(Some(&first), &third), of("3,1", "\"a\""));
+        assert_eq!(told(None, &snapshot(3, &[])), of("", ""));
     }
 
     #[test]

@@ -5,9 +5,11 @@ use std::collections::{HashMap, HashSet};
 use serde::Serialize;
 
 use super::driver::{Row, Statement};
+use super::shares::{DELETE_MEMBERSHIP, DELETE_OF_OWNER, DELETE_WITH_USER};
 use super::{Store, StoreError, now};
 use crate::relay::auth::caller_keys::CallerKeys;
 use crate::relay::auth::denials::{Denials, Removal};
+use crate::relay::auth::shares::{Memberships, Shares};
 use crate::token::{Claims, Secret};
 
 /// For so long after it was last seen, a bridge counts as connected, unless it is known to have left; seconds.
@@ -54,6 +56,10 @@ const DELETE_USAGE: &str = "DELETE FROM usage WHERE user_name = $1 AND hour IN \
     (SELECT DISTINCT hour FROM usage WHERE user_name = $1 ORDER BY hour LIMIT 500)";
 const BRIDGES: &str = "SELECT id, user_name, client_id, name, platform, version, transport, first_seen, last_seen, gone \
     FROM bridges ORDER BY user_name, name, id";
+const BRIDGES_OF: &str = "SELECT id, user_name, client_id, name, platform, version, transport, first_seen, last_seen, gone \
+    FROM bridges WHERE user_name = $1 ORDER BY name, id";
+const SEEN_SINCE: &str = "SELECT id, user_name, client_id, name, platform, version, transport, first_seen, last_seen, gone \
+    FROM bridges WHERE last_seen >= $1";
 const KICK: &str = "INSERT INTO kicks (bridge_id, revision) SELECT id, (SELECT number FROM revision WHERE one = 1) \
     FROM bridges WHERE id = $1 ON CONFLICT (bridge_id) DO UPDATE SET revision = excluded.revision";
 
@@ -150,7 +156,7 @@ impl Bridge {
 }
 
 /// What running relays must carry out.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Orders {
     /// Rises with each change.
     pub revision: u64,
@@ -158,6 +164,10 @@ pub struct Orders {
     pub denials: Denials,
     /// The keys that are valid.
     pub keys: CallerKeys,
+    /// Which bridges are shared with whom.
+    pub shares: Shares,
+    /// In which groups users are.
+    pub memberships: Memberships,
     /// Bridges to disconnect, and since which revision.
     pub kicks: HashMap<String, u64>,
 }
@@ -188,6 +198,8 @@ impl Store {
             revision,
             denials: Denials::new(tokens?, users?),
             keys: self.caller_keys().await?,
+            shares: self.all_shares().await?,
+            memberships: self.memberships().await?,
             kicks: kicks.collect::<Result<_, StoreError>>()?,
         })
     }
@@ -281,7 +293,10 @@ impl Store {
             of_user(DELETE_KICKS),
             of_user(DELETE_KEYS),
             of_user(DELETE_BRIDGES),
+            of_user(DELETE_OF_OWNER),
+            of_user(DELETE_WITH_USER),
             Statement::new(TOUCH, []),
+            of_user(DELETE_MEMBERSHIP),
         ];
         self.driver.write(statements).await?;
         self.until_nothing_is_left(of_user(DELETE_USAGE)).await
@@ -305,6 +320,24 @@ impl Store {
     /// `Away`.
     pub async fn bridges(&self) -> Result<Vec<Bridge>, StoreError> {
         let rows = self.driver.read(Statement::new(BRIDGES, [])).await?;
+        rows.into_iter().map(read_bridge).collect()
+    }
+
+    /// The bridges of one user.
+    ///
+    /// # Errors
+    /// `Away`.
+    pub async fn bridges_of(&self, user: &str) -> Result<Vec<Bridge>, StoreError> {
+        let rows = self.driver.read(Statement::new(BRIDGES_OF, [user.into()])).await?;
+        rows.into_iter().map(read_bridge).collect()
+    }
+
+    /// The bridges that were here at that second or later.
+    ///
+    /// # Errors
+    /// `Away`.
+    pub async fn seen_since(&self, second: u64) -> Result<Vec<Bridge>, StoreError> {
+        let rows = self.driver.read(Statement::new(SEEN_SINCE, [second.into()])).await?;
         rows.into_iter().map(read_bridge).collect()
     }
 

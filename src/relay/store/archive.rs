@@ -65,6 +65,14 @@ const TABLES: &[Table] = &[
         ],
     },
     Table {
+        name: "shares",
+        columns: &["id", "owner", "bridge_id", "bridge_name", "kind", "name", "since"],
+    },
+    Table {
+        name: "memberships",
+        columns: &["user_name", "group_names", "said"],
+    },
+    Table {
         name: "usage",
         columns: &[
             "hour",
@@ -89,7 +97,8 @@ const TABLES: &[Table] = &[
 ];
 
 const ANYTHING: &str = "SELECT (SELECT count(*) FROM users) + (SELECT count(*) FROM tokens) \
-    + (SELECT count(*) FROM keys) + (SELECT count(*) FROM codes) + (SELECT count(*) FROM bridges) + (SELECT count(*) FROM usage)";
+    + (SELECT count(*) FROM keys) + (SELECT count(*) FROM codes) + (SELECT count(*) FROM bridges) \
+    + (SELECT count(*) FROM shares) + (SELECT count(*) FROM memberships) + (SELECT count(*) FROM usage)";
 
 /// One row of one table.
 #[derive(Debug, Clone, PartialEq, Eq)]

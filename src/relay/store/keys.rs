@@ -239,7 +239,7 @@ impl Store {
 
 /// What follows in the transaction is done only if the user is let in, and so is the maker. The memory of a relay is behind the
 /// store: it may have let in somebody who is not any more.
-fn let_in(user: &str, maker: &Maker) -> Statement {
+pub(super) fn let_in(user: &str, maker: &Maker) -> Statement {
     let values = [user.into(), maker.issued.into(), maker.id.as_deref().into()];
     Statement::new(LET_IN, values).must_touch_or(|| StoreError::ShutOut)
 }

@@ -1,5 +1,5 @@
-//! What outlives a relay: issued tokens, keys, users, bridges, and what was used; never prompts or answers. The verbs are in
-//! [`accounts`], [`keys`], [`usage`] and [`archive`]; the databases, SQLite and PostgreSQL, behind `driver`. No exchange waits for any of this:
+//! What outlives a relay: issued tokens, keys, users, bridges, shares, and what was used; never prompts or answers. The verbs are in
+//! [`accounts`], [`keys`], [`shares`], [`usage`] and [`archive`]; the databases, SQLite and PostgreSQL, behind `driver`. No exchange waits for any of this:
 //! [`super::keeper`] keeps the relay's memory and the store in step.
 
 pub mod accounts;
@@ -8,6 +8,7 @@ mod driver;
 pub mod keys;
 mod postgres;
 mod schema;
+pub mod shares;
 mod sqlite;
 pub mod usage;
 

@@ -36,6 +36,11 @@ const MIGRATIONS: &[Migration] = &[
         oldest: 1,
         sql: include_str!("migrations/0003_keys.sql"),
     },
+    Migration {
+        version: 4,
+        oldest: 1,
+        sql: include_str!("migrations/0004_shares.sql"),
+    },
 ];
 
 /// The migrations that a schema lacks.

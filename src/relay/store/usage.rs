@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::driver::{Row, Statement, Value};
+use super::shares::{self, Membership};
 use super::{Store, StoreError, now};
 
 /// The longest list of usage.
@@ -53,24 +54,24 @@ const ADD: &str = "INSERT INTO usage (hour, user_name, token_id, bridge_id, mode
     completion_tokens = usage.completion_tokens + excluded.completion_tokens, \
     answered = usage.answered + excluded.answered, first_byte_us = usage.first_byte_us + excluded.first_byte_us, \
     total_us = usage.total_us + excluded.total_us";
-const USAGE: &str = "SELECT (hour / $1) * $1, token_id, \
+// Of what a user used, by token; of what everybody used on a user's bridges, by user.
+const OF_USER: &str = "SELECT (hour / $1) * $1, user_name, token_id, \
     COALESCE((SELECT label FROM tokens WHERE tokens.id = usage.token_id AND tokens.user_name = $2), \
     (SELECT label FROM keys WHERE keys.id = usage.token_id AND keys.user_name = $2)), bridge_id, \
-    (SELECT name FROM bridges WHERE bridges.id = usage.bridge_id), model, \
-    CAST(sum(exchanges) AS bigint), CAST(sum(errors) AS bigint), CAST(sum(cancelled) AS bigint), \
-    CAST(sum(received) AS bigint), CAST(sum(sent) AS bigint), CAST(sum(prompts_counted) AS bigint), \
-    CAST(sum(prompt_tokens) AS bigint), CAST(sum(completions_counted) AS bigint), \
-    CAST(sum(completion_tokens) AS bigint), CAST(sum(answered) AS bigint), CAST(sum(first_byte_us) AS bigint), \
-    CAST(sum(total_us) AS bigint) \
-    FROM usage WHERE user_name = $2 AND hour >= $3 AND hour < $4 \
-    GROUP BY 1, token_id, bridge_id, model ORDER BY 1 DESC, token_id, bridge_id, model LIMIT $5";
-const TOTAL: &str = "SELECT CAST(COALESCE(sum(exchanges), 0) AS bigint), CAST(COALESCE(sum(errors), 0) AS bigint), \
+    (SELECT name FROM bridges WHERE bridges.id = usage.bridge_id), \
+    (SELECT bridges.user_name FROM bridges WHERE bridges.id = usage.bridge_id), model";
+const GROUP_OF_USER: &str = "GROUP BY 1, user_name, token_id, bridge_id, model \
+    ORDER BY 1 DESC, token_id, bridge_id, model LIMIT $5";
+const ON_BRIDGES: &str = "SELECT (hour / $1) * $1, user_name, CAST(NULL AS text), CAST(NULL AS text), bridge_id, \
+    (SELECT name FROM bridges WHERE bridges.id = usage.bridge_id), CAST($2 AS text), model";
+const GROUP_ON_BRIDGES: &str =
+    "GROUP BY 1, user_name, bridge_id, model ORDER BY 1 DESC, user_name, bridge_id, model LIMIT $5";
+const SUMS: &str = "CAST(COALESCE(sum(exchanges), 0) AS bigint), CAST(COALESCE(sum(errors), 0) AS bigint), \
     CAST(COALESCE(sum(cancelled), 0) AS bigint), CAST(COALESCE(sum(received), 0) AS bigint), \
     CAST(COALESCE(sum(sent), 0) AS bigint), CAST(COALESCE(sum(prompts_counted), 0) AS bigint), \
     CAST(COALESCE(sum(prompt_tokens), 0) AS bigint), CAST(COALESCE(sum(completions_counted), 0) AS bigint), \
     CAST(COALESCE(sum(completion_tokens), 0) AS bigint), CAST(COALESCE(sum(answered), 0) AS bigint), \
-    CAST(COALESCE(sum(first_byte_us), 0) AS bigint), CAST(COALESCE(sum(total_us), 0) AS bigint) \
-    FROM usage WHERE user_name = $1 AND hour >= $2 AND hour < $3";
+    CAST(COALESCE(sum(first_byte_us), 0) AS bigint), CAST(COALESCE(sum(total_us), 0) AS bigint)";
 // A day at a time.
 const PRUNE_USAGE: &str = "DELETE FROM usage WHERE hour < $1 AND hour < (SELECT min(hour) FROM usage) + 86400";
 // What was on its way when its user was deleted.
@@ -214,21 +215,45 @@ pub struct Batch {
     pub keys: Vec<(String, u64)>,
     /// Bridges that came, are here, or left.
     pub bridges: Vec<SeenBridge>,
+    /// What the provider of sign-in said of groups; one word for each user.
+    pub memberships: Vec<Membership>,
 }
 
-/// A line of a user's usage.
+/// Which usage is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// What the user used.
+    User,
+    /// What everybody used on the user's bridges.
+    Bridges,
+}
+
+impl Whose {
+    fn condition(self, user: &str) -> String {
+        match self {
+            Self::User => format!("user_name = {user}"),
+            Self::Bridges => format!("bridge_id IN (SELECT id FROM bridges WHERE bridges.user_name = {user})"),
+        }
+    }
+}
+
+/// A line of usage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Used {
     /// When the time begins that was added up, seconds since 1970.
     pub from: u64,
-    /// The token's id.
-    pub token: String,
+    /// Who used it.
+    pub user: String,
+    /// The token's id; none where it is not the user who asks.
+    pub token: Option<String>,
     /// What the token is called.
     pub label: Option<String>,
     /// The bridge's id.
     pub bridge: String,
     /// The bridge's name, if it is still known.
     pub bridge_name: Option<String>,
+    /// Whose bridge it is, if that is still known.
+    pub owner: Option<String>,
     /// The model; empty, if it is not known.
     pub model: String,
     /// What was used.
@@ -255,6 +280,7 @@ impl Store {
         let see_bridge = |bridge| see_bridge(bridge, &batch.writer);
         statements.extend(sorted(&batch.bridges, |bridge| &bridge.id).map(see_bridge));
         statements.extend(sorted(&batch.usage, |(key, _)| key).map(add));
+        statements.extend(shares::say(&batch.memberships));
         match self.driver.write(statements).await {
             // It stands there since the last time, whose answer was lost.
             Err(StoreError::Absent) => Ok(()),
@@ -262,14 +288,27 @@ impl Store {
         }
     }
 
-    /// A user's usage from one time to another (seconds since 1970), added up over spans of so many seconds from 1970 on (whole hours);
-    /// the newest [`MOST_ROWS`] lines.
+    /// Usage from one time to another (seconds since 1970), added up over spans of so many seconds from 1970 on (whole hours); the
+    /// newest [`MOST_ROWS`] lines.
     ///
     /// # Errors
     /// `Away`.
-    pub async fn usage(&self, user: &str, from: u64, to: u64, span: u64) -> Result<Vec<Used>, StoreError> {
+    pub async fn usage(
+        &self,
+        whose: Whose,
+        user: &str,
+        from: u64,
+        to: u64,
+        span: u64,
+    ) -> Result<Vec<Used>, StoreError> {
+        let (which, grouped) = match whose {
+            Whose::User => (OF_USER, GROUP_OF_USER),
+            Whose::Bridges => (ON_BRIDGES, GROUP_ON_BRIDGES),
+        };
+        let condition = whose.condition("$2");
+        let sql = format!("{which}, {SUMS} FROM usage WHERE {condition} AND hour >= $3 AND hour < $4 {grouped}");
         let values = [span.into(), user.into(), from.into(), to.into(), MOST_ROWS.into()];
-        let rows = self.driver.read(Statement::new(USAGE, values)).await?;
+        let rows = self.driver.read(Statement::new(sql, values)).await?;
         rows.into_iter().map(read_used).collect()
     }
 
@@ -277,11 +316,11 @@ impl Store {
     ///
     /// # Errors
     /// `Away`.
-    pub async fn total(&self, user: &str, from: u64, to: u64) -> Result<Sums, StoreError> {
-        let rows = self
-            .driver
-            .read(Statement::new(TOTAL, [user.into(), from.into(), to.into()]))
-            .await?;
+    pub async fn total(&self, whose: Whose, user: &str, from: u64, to: u64) -> Result<Sums, StoreError> {
+        let condition = whose.condition("$1");
+        let sql = format!("SELECT {SUMS} FROM usage WHERE {condition} AND hour >= $2 AND hour < $3");
+        let values = [user.into(), from.into(), to.into()];
+        let rows = self.driver.read(Statement::new(sql, values)).await?;
         let mut row = rows.into_iter().next().ok_or_else(StoreError::unexpected)?;
         read_sums(&mut row)
     }
@@ -293,7 +332,7 @@ impl Store {
     pub async fn prune(&self, usage: u64, traces: u64) -> Result<(), StoreError> {
         self.until_nothing_is_left(Statement::new(PRUNE_USAGE, [usage.into()]))
             .await?;
-        let statements = vec![
+        let mut statements = vec![
             Statement::new(PRUNE_DELETED_USAGE, []),
             Statement::new(PRUNE_TOKENS, [traces.into()]),
             Statement::new(PRUNE_KEYS, [traces.into()]),
@@ -303,6 +342,7 @@ impl Store {
             Statement::new(PRUNE_KICKS, []),
             Statement::new(PRUNE_WRITERS, [(now() - WRITER_LIFE).into()]),
         ];
+        statements.extend(shares::prune());
         self.driver.write(statements).await
     }
 }
@@ -369,10 +409,12 @@ fn add((key, Addition { issued, sums }): &(Key, Addition)) -> Statement {
 fn read_used(mut row: Row) -> Result<Used, StoreError> {
     Ok(Used {
         from: row.number()?,
-        token: row.text()?,
+        user: row.text()?,
+        token: row.text_or_null()?,
         label: row.text_or_null()?,
         bridge: row.text()?,
         bridge_name: row.text_or_null()?,
+        owner: row.text_or_null()?,
         model: row.text()?,
         sums: read_sums(&mut row)?,
     })

@@ -24,6 +24,7 @@ pub(crate) struct Site {
     pub(crate) postgres: Option<Postgres>,
     pub(crate) address: SocketAddr,
     options: Vec<String>,
+    serving: Vec<String>,
 }
 
 impl Site {
@@ -48,7 +49,14 @@ impl Site {
             postgres,
             address: free_address(),
             options,
+            serving: Vec::new(),
         }
+    }
+
+    /// With these options for the relay that serves.
+    pub(crate) fn serving(mut self, options: &[&str]) -> Self {
+        self.serving.extend(options.iter().map(|option| (*option).to_owned()));
+        self
     }
 
     /// Starts the relay, always at the same address.
@@ -61,7 +69,12 @@ impl Site {
     /// The same without waiting for it.
     pub(crate) fn start(&self) -> Process {
         let address = self.address.to_string();
-        Process::start(self.command(&["--listen", &address, "--lame-duck", "0s"]))
+        let own = self.serving.iter().map(String::as_str);
+        let options: Vec<_> = ["--listen", &address, "--lame-duck", "0s"]
+            .into_iter()
+            .chain(own)
+            .collect();
+        Process::start(self.command(&options))
     }
 
     fn command(&self, arguments: &[&str]) -> tokio::process::Command {
