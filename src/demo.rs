@@ -123,7 +123,7 @@ where
                     connections.spawn(connection(socket, answers.clone()));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the demonstration model cannot accept");
+                    tracing::warn!(%error, "the built-in server cannot accept");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
@@ -147,7 +147,7 @@ where
         .serve_connection(TokioIo::new(socket), service)
         .await;
     if let Err(error) = served {
-        tracing::debug!(%error, "a caller of the demonstration model left");
+        tracing::debug!(%error, "a caller of the built-in server left");
     }
 }
 

@@ -4,16 +4,31 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Makes a folder, and those above it, for the owner alone; one that exists is left as it is.
+/// Makes a folder, and those above it, for the owner alone; one that exists is left as it is. What root makes in a folder that is
+/// somebody's own is theirs.
 ///
 /// # Errors
 /// The system's.
 pub fn make_private_folder(path: &Path) -> io::Result<()> {
+    if path.as_os_str().is_empty() || path.is_dir() {
+        return Ok(());
+    }
+    if let Some(above) = path.parent() {
+        make_private_folder(above)?;
+    }
     let mut builder = fs::DirBuilder::new();
-    builder.recursive(true);
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(path)
+    match builder.create(path) {
+        // Another process was faster.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        made => {
+            made?;
+            // Where it cannot be given away, root's it stays.
+            let _ = give_folder_to_owner_of_folder(path);
+            Ok(())
+        }
+    }
 }
 
 /// Writes a file that did not exist.
@@ -30,9 +45,12 @@ fn create(path: &Path, content: &[u8]) -> io::Result<fs::File> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut file = options.open(path)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    Ok(file)
+    let written = file.write_all(content).and_then(|()| file.sync_all());
+    if written.is_err() {
+        // Half of it is none.
+        let _ = fs::remove_file(path);
+    }
+    written.map(|()| file)
 }
 
 /// The same for a folder that is somebody's own: what root makes there belongs to whom the folder belongs.
@@ -40,27 +58,49 @@ fn create(path: &Path, content: &[u8]) -> io::Result<fs::File> {
 /// # Errors
 /// As for [`create_private`].
 pub fn create_for_owner(path: &Path, content: &[u8]) -> io::Result<()> {
-    give_to_owner_of_folder(path, &create(path, content)?);
+    // The file that was made, whatever its name leads to by now.
+    let made = create(path, content)?;
+    // Where it cannot be given away, root's it stays.
+    let _ = folder_of(path)
+        .metadata()
+        .and_then(|folder| give_to_owner(&folder, &made));
     Ok(())
 }
 
-#[cfg(unix)]
-fn give_to_owner_of_folder(path: &Path, file: &fs::File) {
-    use std::os::unix::fs::{MetadataExt, fchown};
+fn folder_of(path: &Path) -> &Path {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new(".")).metadata();
-    // The file that was made, whatever its name leads to by now.
-    if let (Ok(folder), Ok(made)) = (folder, file.metadata())
-        && made.uid() == 0
-        && folder.uid() != 0
-    {
-        // Where it cannot be given away, root's it stays.
-        let _ = fchown(file, Some(folder.uid()), Some(folder.gid()));
+    folder.unwrap_or(Path::new("."))
+}
+
+#[cfg(unix)]
+fn give_folder_to_owner_of_folder(path: &Path) -> io::Result<()> {
+    use rustix::fs::{Mode, OFlags, openat};
+    let folder = fs::File::open(folder_of(path))?;
+    let name = path.file_name().unwrap_or_default();
+    // What is there by this name by now may be a way to elsewhere: that is not followed.
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let made = fs::File::from(openat(&folder, name, flags, Mode::empty())?);
+    give_to_owner(&folder.metadata()?, &made)
+}
+
+#[cfg(unix)]
+fn give_to_owner(folder: &fs::Metadata, made: &fs::File) -> io::Result<()> {
+    use std::os::unix::fs::{MetadataExt, fchown};
+    if made.metadata()?.uid() == 0 && folder.uid() != 0 {
+        fchown(made, Some(folder.uid()), Some(folder.gid()))?;
     }
+    Ok(())
 }
 
 #[cfg(not(unix))]
-fn give_to_owner_of_folder(_: &Path, _: &fs::File) {}
+fn give_folder_to_owner_of_folder(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn give_to_owner(_: &fs::Metadata, _: &fs::File) -> io::Result<()> {
+    Ok(())
+}
 
 /// Replaces a file in one step: whoever reads it sees the old content or the new.
 ///
@@ -168,6 +208,25 @@ mod tests {
         {
             use std::os::unix::fs::PermissionsExt;
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_root_makes_in_a_folder_of_somebody_is_theirs() {
+        use std::os::unix::fs::{MetadataExt, chown};
+        let folder = tempfile::tempdir().unwrap();
+        // Only root can give something away.
+        if chown(folder.path(), Some(65_532), Some(65_532)).is_err() {
+            return;
+        }
+        let (above, below) = (folder.path().join("acme"), folder.path().join("acme/certificates"));
+        make_private_folder(&below).unwrap();
+        let file = below.join("key");
+        create_for_owner(&file, b"").unwrap();
+        for made in [above, below, file] {
+            let made = fs::metadata(made).unwrap();
+            assert_eq!((made.uid(), made.gid()), (65_532, 65_532));
         }
     }
 }

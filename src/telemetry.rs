@@ -33,6 +33,15 @@ pub fn is_for_people() -> bool {
     FOR_PEOPLE.load(Ordering::Relaxed)
 }
 
+/// How the lines of this process look.
+pub fn format() -> LogFormat {
+    if is_for_people() {
+        LogFormat::Pretty
+    } else {
+        LogFormat::Json
+    }
+}
+
 /// Whether what is of level `info` is told now.
 pub fn tells_info() -> bool {
     TELLS_INFO.load(Ordering::Relaxed)

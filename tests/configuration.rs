@@ -13,12 +13,12 @@ const HEAD: &str = "\
 
 Every option of every command, as `--help` has them. Made from the program itself: a test compares.
 
-- **Options have variables**: `TUNNEL_` and the long name in capitals, `--data-dir` is `TUNNEL_DATA_DIR`; all but `--verbose`, and
-  what is done once (`--install`, `--uninstall`). What is given as an option wins over the variable, and the variable over the
-  default. An option that takes no value is turned on by `1`, `true`, `yes` or `on`. A variable counts for every command that has an
-  option of this name.
+- **Options have variables**: `TUNNEL_` and the long name in capitals, `--data-dir` is `TUNNEL_DATA_DIR`; all but `--verbose`,
+  what is done once (`--install`, `--uninstall`), and the `--rate` of a key. What is given as an option wins over the variable, and
+  the variable over the default. An option that takes no value is turned on by `1`, `true`, `yes` or `on`. A variable counts for every
+  command that has an option of this name.
 - **Secrets** are never options, which other users of the machine can read. The token of a bridge, a probe or a bench comes from the
-  variable `TUNNEL_TOKEN`, from a file that `--token-file` names, or from a login ([keys.md](keys.md), [sign-in.md](sign-in.md#on-a-desktop)); other secrets come from files
+  variable `TUNNEL_TOKEN`, from a file that `--token-file` names, or from a login ([keys.md](keys.md), [oidc.md](oidc.md#on-a-desktop)); other secrets come from files
   that options name.
 - **Proxies** on the way to a relay are also taken from `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`.
 - **Times** are written `400ms`, `10s`, `15m`, `12h` or `90d`; **sizes** `64KiB` or `10MB`, or as a number of octets.

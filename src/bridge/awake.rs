@@ -25,7 +25,7 @@ pub async fn keep_awake(status: &Status) -> Infallible {
     std::future::pending().await
 }
 
-/// Ends when the lock cannot be taken.
+/// Ends where there is nothing that could hold a lock.
 async fn hold<L>(
     status: &Status,
     mut take: impl FnMut() -> io::Result<L>,
@@ -38,7 +38,12 @@ async fn hold<L>(
         let again = Instant::now() + SPELL;
         let mut lock = match take() {
             Ok(lock) => lock,
-            Err(error) => return error,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return error,
+            Err(error) => {
+                tracing::debug!(%error, "this desktop may fall asleep while it answers: no lock against that for now");
+                sleep_until(again).await;
+                continue;
+            }
         };
         tokio::select! {
             () = quiet(&mut in_flight) => {}
@@ -160,5 +165,19 @@ mod tests {
         let none = || Err::<(), _>(io::ErrorKind::NotFound.into());
         let never = async |_: &mut ()| std::future::pending().await;
         assert_eq!(hold(&status, none, never).await.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_a_lock_cannot_be_had_now_it_is_tried_again() {
+        let (status, system) = (Arc::new(Status::default()), System::default());
+        let _running = status.begin();
+        let mut errors = [io::ErrorKind::WouldBlock, io::ErrorKind::OutOfMemory].into_iter();
+        let take = || errors.next().map_or_else(|| Ok(system.take()), |kind| Err(kind.into()));
+        let never = async |_: &mut Held<'_>| std::future::pending().await;
+        tokio::select! {
+            error = hold(&status, take, never) => panic!("{error}"),
+            () = sleep(SPELL * 2 + SPELL / 2) => {}
+        }
+        assert_eq!(system.taken.get(), 1);
     }
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::config::TokenSource;
 use super::login::{self, Login, LoginError};
 use crate::files;
-use crate::token::{Claims, Secret};
+use crate::token::{Claims, Secret, span};
 use crate::transport::dial::{Dialer, RelayUrl};
 use crate::transport::http1::{self, Connection};
 use crate::transport::issuer::FetchError;
@@ -353,18 +353,6 @@ async fn request(dialer: &Dialer, relay: &RelayUrl, token: &Secret) -> Result<Se
         .and_then(|token| token.as_str())
         .map(Secret::new)
         .ok_or_else(|| "the answer holds no token".to_owned())
-}
-
-/// A span of time in words, in its largest unit.
-fn span(time: Duration) -> String {
-    let seconds = time.as_secs();
-    let (count, unit) = match seconds {
-        0..120 => (seconds, "second"),
-        120..7200 => (seconds / 60, "minute"),
-        7200..172_800 => (seconds / 3600, "hour"),
-        _ => (seconds / 86_400, "day"),
-    };
-    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

@@ -90,7 +90,8 @@ impl RelayArgs {
     pub(super) async fn read_token(&self, relay: &RelayUrl, dialer: &Dialer, command: &str) -> Result<Secret, Failure> {
         match self.token(relay, command)? {
             TokenSource::Given(token) => Ok(token),
-            TokenSource::File(path) => read_secret("--token-file", &path),
+            TokenSource::File(path) if self.token_file.is_some() => read_secret("--token-file", &path),
+            TokenSource::File(path) => read_secret("the token of the login", &path),
             TokenSource::Login(path) => {
                 let login = login::usable(path, dialer.clone()).await;
                 Ok(login.map_err(provider::failure)?.token())
@@ -124,13 +125,13 @@ impl NetworkArgs {
     }
 }
 
-/// A secret in a file that an option names.
-pub(super) fn read_secret(option: &str, path: &std::path::Path) -> Result<Secret, Failure> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure::usage(format!("{option} {}: {error}", path.display())))?;
+/// A secret in a file; `what` is the option that names it, or what it is.
+pub(super) fn read_secret(what: &str, path: &std::path::Path) -> Result<Secret, Failure> {
+    let text =
+        std::fs::read_to_string(path).map_err(|error| Failure::usage(format!("{what} {}: {error}", path.display())))?;
     let secret = Secret::new(&text);
     if secret.expose().is_empty() {
-        return Err(Failure::usage(format!("{option} {}: it is empty", path.display())));
+        return Err(Failure::usage(format!("{what} {}: it is empty", path.display())));
     }
     Ok(secret)
 }

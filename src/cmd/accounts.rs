@@ -310,15 +310,24 @@ fn token_row(token: &Token) -> Vec<String> {
         token.label.clone().unwrap_or_default(),
         token.scopes.clone(),
         time(token.issued),
-        token.expires.map_or_else(|| "never".to_owned(), |end| time(Some(end))),
+        until(token.expires),
         time(token.last_used),
-        match (token.revoked, token.expires) {
-            (Some(_), _) => "revoked",
-            (None, Some(end)) if end <= now() => "expired",
-            _ => "",
-        }
-        .to_owned(),
+        ended(token.revoked, token.expires).to_owned(),
     ]
+}
+
+/// When it ends, for people.
+pub(super) fn until(expires: Option<u64>) -> String {
+    expires.map_or_else(|| "never".to_owned(), |end| time(Some(end)))
+}
+
+/// Why it is good for nothing any more, if so.
+pub(super) fn ended(revoked: Option<u64>, expires: Option<u64>) -> &'static str {
+    match (revoked, expires) {
+        (Some(_), _) => "revoked",
+        (None, Some(end)) if end <= now() => "expired",
+        _ => "",
+    }
 }
 
 fn bridge_row(bridge: &Bridge) -> Vec<String> {

@@ -146,6 +146,13 @@ pub(super) fn token_file() -> Result<PathBuf, Failure> {
     Ok(config_folder()?.join("tunnel").join("bridge.token"))
 }
 
+/// Whether the bridge that the system runs by now goes to this relay.
+pub(super) fn goes_to(relay: &RelayUrl) -> Result<bool, Failure> {
+    let words = autostart::command_words(&config_folder()?);
+    let mut relays = words.iter().filter_map(|word| word.strip_prefix("--relay="));
+    Ok(relays.any(|named| named.parse().as_ref() == Ok(relay)))
+}
+
 fn config_folder() -> Result<PathBuf, Failure> {
     dirs::config_dir().ok_or_else(|| Failure::usage("there is no home folder here (HOME)"))
 }

@@ -157,16 +157,13 @@ pub(super) fn restore(path: &Path, data: &SecretArgs, database: &DatabaseArgs) -
         if !store.is_empty().await? {
             return Err(overwriting(&"the database"));
         }
-        let restored = match write_files(&places) {
+        let mut made = Vec::new();
+        let restored = match write_files(&places, &mut made) {
             Ok(()) => load(path, &store).await,
             failed => failed,
         };
         if restored.is_err() {
-            // As it was before: nothing of it was there.
-            for (place, _) in &places {
-                let _ = std::fs::remove_file(place);
-            }
-            store.clear().await?;
+            undo(&made, &store).await;
         }
         restored
     })?;
@@ -202,14 +199,29 @@ async fn load(path: &Path, store: &Store) -> Result<(), Failure> {
     reading.await.context("the backup could not be read")?
 }
 
-fn write_files(places: &[(PathBuf, Vec<u8>)]) -> Result<(), Failure> {
+/// Adds to those that were made, whatever comes of the rest.
+fn write_files<'a>(places: &'a [(PathBuf, Vec<u8>)], made: &mut Vec<&'a Path>) -> Result<(), Failure> {
     for (place, content) in places {
         if let Some(folder) = place.parent() {
             files::make_private_folder(folder).with_context(|| unwritable(folder))?;
         }
         files::create_for_owner(place, content).with_context(|| unwritable(place))?;
+        made.push(place);
     }
     Ok(())
+}
+
+/// All is as it was before, when nothing of it was there; what cannot be taken away is told beside the reason for all this.
+async fn undo(made: &[&Path], store: &Store) {
+    for file in made {
+        if let Err(error) = std::fs::remove_file(file) {
+            let file = file.display();
+            tracing::warn!(%file, %error, "a file that was brought back could not be removed: remove it before another try");
+        }
+    }
+    if let Err(error) = store.clear().await {
+        tracing::warn!(%error, "the database could not be emptied again: take another, or empty it, before another try");
+    }
 }
 
 fn overwriting(what: &dyn std::fmt::Display) -> Failure {

@@ -244,8 +244,8 @@ fn install(mut args: Args) -> Result<(), Failure> {
         Some(TokenSource::Login(_)) => Installed::Login,
         Some(TokenSource::Given(token)) => put(token),
         Some(TokenSource::File(path)) => put(read_secret("--token-file", &path)?),
-        // One that was put there before, and renewed since, is as good.
-        None if place.exists() => Installed::Token(place, None),
+        // One that was put there before, and renewed since, is as good. It is shown to no other relay.
+        None if place.exists() && autostart::goes_to(&relay)? => Installed::Token(place, None),
         None => return Err(no_token("bridge")),
     };
     if let Installed::Token(place, _) = &from {

@@ -5,14 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::error::ErrorKind;
-use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, FromArgMatches};
 use tokio::runtime;
 use tokio_postgres::config::{Host, SslMode};
 
 use super::access::read_secret;
-use super::secret::SecretArgs;
+use super::secret::{SecretArgs, repeated};
+use super::secret_url::{SecretUrl, secret};
 use super::{Exit, Failure, duration};
 use crate::files;
 use crate::relay::store::{PostgresConfig, Store, StoreConfig, StoreError};
@@ -55,9 +54,11 @@ fn patience(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "it is from 100ms to 10m".to_owned())
 }
 
-fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
-    Ok(Secret::new(text))
-}
+const URL: SecretUrl = SecretUrl {
+    option: "database-url",
+    several: "databases",
+    has_password,
+};
 
 impl DatabaseArgs {
     /// Which one it is; makes the data folder where it is needed.
@@ -81,21 +82,17 @@ impl DatabaseArgs {
         })))
     }
 
-    /// The options again, for a command that must use the same database.
-    pub(super) fn repeated(&self) -> String {
+    /// A command with these options again, so that it uses the same database.
+    pub(super) fn repeated(&self, command: &str) -> String {
         let options = &self.0;
-        let option = |name: &str, path: &Option<PathBuf>| {
-            let path = path.as_ref().map(|path| path.display().to_string());
-            path.map_or_else(String::new, |path| format!(" --{name} '{path}'"))
+        let url = options.database_url.as_ref().map(Secret::expose);
+        let (variable, of_url) = match url.filter(|url| !url.is_empty()) {
+            Some(url) if has_password(url) => ("TUNNEL_DATABASE_URL=… ", String::new()),
+            Some(_) => ("", " --database-url …".to_owned()),
+            None => ("", repeated("database-url-file", options.database_url_file.as_deref())),
         };
-        let of_url = if options.database_url.is_some() {
-            " --database-url …"
-        } else {
-            ""
-        };
-        of_url.to_owned()
-            + &option("database-url-file", &options.database_url_file)
-            + &option("database-ca", &options.database_ca)
+        let of_ca = repeated("database-ca", options.database_ca.as_deref());
+        format!("{variable}{command}{of_url}{of_ca}")
     }
 
     /// Does something with the store, as commands do beside a relay that runs.
@@ -113,12 +110,33 @@ impl DatabaseArgs {
     }
 }
 
+/// What stands before the parameters, and these: all of it, where it is written as `host=… dbname=…`.
+fn split(url: &str) -> (&str, &str) {
+    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        return ("", url);
+    }
+    // A password before the host may hold anything but an @.
+    let host = url.find('@').unwrap_or_default();
+    let query = url.bytes().skip(host).position(|byte| byte == b'?');
+    url.split_at(query.map_or(url.len(), |query| host + query))
+}
+
 /// Certificates are always checked, whichever of these words asks for it.
 fn folded(url: &str) -> String {
+    let (before, parameters) = split(url);
     let words = ["verify-full", "verify-ca"];
-    words.iter().fold(url.to_owned(), |url, word| {
-        url.replace(&format!("sslmode={word}"), "sslmode=require")
-    })
+    let parameters = words.iter().fold(parameters.to_owned(), |parameters, word| {
+        parameters.replace(&format!("sslmode={word}"), "sslmode=require")
+    });
+    format!("{before}{parameters}")
+}
+
+fn says_ssl_mode(url: &str) -> bool {
+    let parameters = split(url)
+        .1
+        .split(|c: char| matches!(c, '?' | '&') || c.is_whitespace());
+    let mut names = parameters.filter_map(|parameter| parameter.split('=').next());
+    names.any(|name| name == "sslmode")
 }
 
 /// What stands in the URL is shown to nobody. A server elsewhere is spoken to by TLS unless the URL says otherwise.
@@ -128,7 +146,7 @@ fn parse(url: &str) -> Result<tokio_postgres::Config, Failure> {
     if config.get_hosts().is_empty() {
         return Err(wrong("it names no host"));
     }
-    if !url.contains("sslmode") && !config.get_hosts().iter().all(is_here) {
+    if !says_ssl_mode(url) && !config.get_hosts().iter().all(is_here) {
         config.ssl_mode(SslMode::Require);
     }
     Ok(config)
@@ -167,32 +185,8 @@ impl From<StoreError> for Failure {
 impl FromArgMatches for DatabaseArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let mut options = Options::from_arg_matches(matches)?;
-        let given = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
-        match (given("database_url"), given("database_url_file")) {
-            (true, _)
-                if options
-                    .database_url
-                    .as_ref()
-                    .is_some_and(|url| has_password(url.expose())) =>
-            {
-                Err(clap::Error::raw(
-                    ErrorKind::ValueValidation,
-                    "--database-url takes no password: other users of this computer can read arguments.\n\
-                     Give the URL by the variable TUNNEL_DATABASE_URL or with --database-url-file FILE.\n",
-                ))
-            }
-            (true, true) => Err(clap::Error::raw(
-                ErrorKind::ArgumentConflict,
-                "--database-url and --database-url-file name two databases: give one.\n",
-            )),
-            (url, file) => {
-                // An argument goes before a variable.
-                if file && !url {
-                    options.database_url = None;
-                }
-                Ok(Self(options))
-            }
-        }
+        URL.settle(matches, &mut options.database_url)?;
+        Ok(Self(options))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -216,12 +210,36 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_command_that_is_repeated_would_use_the_same_database() {
+        let repeated = |url: Option<&str>, file: Option<&str>| {
+            let args = DatabaseArgs(Options {
+                database_url: url.map(Secret::new),
+                database_url_file: file.map(PathBuf::from),
+                database_ca: None,
+                database_pool: 4,
+                database_timeout: Duration::from_secs(5),
+            });
+            args.repeated("run")
+        };
+        assert_eq!(repeated(Some("postgres://db/x"), None), "run --database-url …");
+        let with_password = repeated(Some("postgres://ann:sesame@db/x"), Some("unused"));
+        assert_eq!(with_password, "TUNNEL_DATABASE_URL=… run");
+        assert_eq!(repeated(Some(""), Some("url")), "run --database-url-file 'url'");
+        assert_eq!(repeated(Some(""), None), "run");
+    }
+
+    #[test]
     fn an_url_is_read_and_a_wrong_one_is_not_shown() {
         let config = parse("postgres://ann:sesame@db.example.com/relay?sslmode=verify-full").unwrap();
         assert_eq!(config.get_ssl_mode(), SslMode::Require);
         for (url, mode) in [
             ("postgres://db/x", SslMode::Require),
             ("postgres://db/x?sslmode=disable", SslMode::Disable),
+            ("postgres://db/x?connect_timeout=5&sslmode=prefer", SslMode::Prefer),
+            ("host=db sslmode=disable", SslMode::Disable),
+            ("postgres://ann:?sslmode=prefer@db/sslmode", SslMode::Require),
+            ("postgres://db/x?application_name=sslmode", SslMode::Require),
+            ("host=db dbname=sslmode", SslMode::Require),
             ("postgres://127.0.0.1/x", SslMode::Prefer),
             ("host=/run/postgresql", SslMode::Prefer),
         ] {

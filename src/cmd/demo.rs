@@ -53,7 +53,7 @@ impl DemoArgs {
 /// # Errors
 /// [`Failure`] when a part cannot be started.
 pub(super) async fn run(args: DemoArgs, address: SocketAddr, config: Config) -> Result<(), Failure> {
-    let listener = listen(address).await?;
+    let listener = listen(address, "--listen").await?;
     let address = listener.local_addr().context("cannot tell the address")?;
     let shutdown = Shutdown::new();
     tokio::spawn(shutdown.clone().on_signals(STOPPING));

@@ -3,7 +3,9 @@
 use anyhow::Context;
 use clap::Subcommand;
 
-use super::accounts::{Expiry, ListArgs, await_second_after_deletion, check_user, expiry, label, tell_made, time};
+use super::accounts::{
+    Expiry, ListArgs, await_second_after_deletion, check_user, ended, expiry, label, tell_made, time, until,
+};
 use super::database::DatabaseArgs;
 use super::secret::SecretArgs;
 use super::{Failure, print, qr, tell};
@@ -52,8 +54,8 @@ pub(super) struct AddArgs {
     #[arg(long, value_name = "TIME", default_value = "never", value_parser = expiry)]
     expires: Expiry,
     /// Requests that it may make in a time, as in 20/s, 600/m or 1000/h [default: as many as the relay lets any]
-    #[arg(long, value_name = "RATE", value_parser = rate)]
-    rate: Option<String>,
+    #[arg(long = "rate", value_name = "RATE", value_parser = rate)]
+    key_rate: Option<String>,
     /// Draw it too, with the relay's address, for a phone's camera
     #[arg(long, requires = "public_url")]
     qr: bool,
@@ -100,7 +102,7 @@ fn add(args: &AddArgs, data: &SecretArgs, database: &DatabaseArgs) -> Result<(),
         let wish = Wish {
             label: args.label.clone(),
             bridge: args.bridge.clone(),
-            rate: args.rate.clone(),
+            rate: args.key_rate.clone(),
             expires: args.expires.0.map(|life| now().saturating_add(life.as_secs())),
         };
         let maker = Maker::operator();
@@ -155,13 +157,8 @@ fn row(key: &Key) -> Vec<String> {
         key.bridge.clone().unwrap_or_default(),
         key.rate.clone().unwrap_or_default(),
         time(Some(key.issued)),
-        key.expires.map_or_else(|| "never".to_owned(), |end| time(Some(end))),
+        until(key.expires),
         time(key.last_used),
-        match (key.revoked, key.expires) {
-            (Some(_), _) => "revoked",
-            (None, Some(end)) if end <= now() => "expired",
-            _ => "",
-        }
-        .to_owned(),
+        ended(key.revoked, key.expires).to_owned(),
     ]
 }

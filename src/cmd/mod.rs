@@ -18,6 +18,7 @@ mod qr;
 pub mod relay;
 mod rig;
 mod secret;
+mod secret_url;
 mod service;
 mod watch;
 
@@ -35,7 +36,7 @@ Try it, with nothing set up:
   tunnel relay --demo
 
 Options can also be given by environment: TUNNEL_ and the long name in capitals (--data-dir is TUNNEL_DATA_DIR); all but
---verbose, --install and --uninstall.
+--verbose, --install, --uninstall, and the --rate of a key.
 Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 refused by the relay.";
 
 /// Reach the Ollama on your own desktop from anywhere, through a relay you host yourself.
@@ -50,7 +51,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Subcommands {
-    /// Run the public server that callers and bridges meet at, or issue its tokens
+    /// Run the public server that callers and bridges meet at, or keep its accounts, tokens and keys
     Relay(Box<relay::Args>),
     /// Connect this desktop's Ollama to a relay
     Bridge(Box<bridge::Args>),
@@ -173,8 +174,9 @@ pub fn command() -> Command {
     with_environment(Cli::command())
 }
 
-/// What is done once has no variable: one that stays set would do it again.
-const ACTIONS: &[&str] = &["install", "uninstall"];
+/// What is done once has no variable: one that stays set would do it again. Nor has the rate of a key: `TUNNEL_RATE` is that of a
+/// relay.
+const WITHOUT_VARIABLE: &[&str] = &["install", "uninstall", "key_rate"];
 
 /// Gives every option its variable: `TUNNEL_` and its long name.
 fn with_environment(command: Command) -> Command {
@@ -202,7 +204,7 @@ fn has_variable(arg: &Arg) -> bool {
         arg.get_action(),
         ArgAction::Help | ArgAction::Version | ArgAction::Count
     );
-    arg.get_long().is_some_and(|long| !is_plain && !ACTIONS.contains(&long))
+    !is_plain && !WITHOUT_VARIABLE.contains(&arg.get_id().as_str())
 }
 
 /// Says something to the person at the terminal, apart from the log and from what a command prints for others to read; not
@@ -252,12 +254,28 @@ mod tests {
     fn every_option_has_its_variable_and_what_is_done_once_has_none() {
         fn look(command: &Command) {
             for arg in command.get_arguments().filter(|arg| arg.get_long().is_some()) {
-                let has_none = ["verbose", "install", "uninstall", "help", "version"].contains(&arg.get_id().as_str());
+                let is_plain = ["verbose", "help", "version"].contains(&arg.get_id().as_str());
+                let has_none = is_plain || WITHOUT_VARIABLE.contains(&arg.get_id().as_str());
                 assert_eq!(arg.get_env().is_none(), has_none, "{}", arg.get_id());
             }
             command.get_subcommands().for_each(look);
         }
         look(&command());
+    }
+
+    #[test]
+    fn the_rate_of_a_relay_is_not_that_of_a_key() {
+        let root = command();
+        let variable = |path: &[&str]| {
+            let found = path
+                .iter()
+                .try_fold(&root, |command, name| command.find_subcommand(name));
+            let mut options = found.unwrap().get_arguments();
+            let rate = options.find(|arg| arg.get_long() == Some("rate"));
+            rate.unwrap().get_env().map(ToOwned::to_owned)
+        };
+        assert_eq!(variable(&["relay"]), Some("TUNNEL_RATE".into()));
+        assert_eq!(variable(&["relay", "key", "add"]), None);
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! Which proxy the bridge uses: by option, by file, or by the variables that other programs read too.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use clap::error::ErrorKind;
-use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, FromArgMatches};
 
 use super::Failure;
+use super::access::read_secret;
+use super::secret_url::{SecretUrl, secret};
 use crate::token::Secret;
 use crate::transport::dial::Proxies;
 
@@ -29,9 +29,11 @@ pub(super) struct ProxyArgs {
     setting: &'static str,
 }
 
-fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
-    Ok(Secret::new(text))
-}
+const URL: SecretUrl = SecretUrl {
+    option: "proxy",
+    several: "proxies",
+    has_password: |url| url.contains('@'),
+};
 
 impl ProxyArgs {
     /// An option goes before the variables, `NO_PROXY` among them.
@@ -40,7 +42,7 @@ impl ProxyArgs {
         let proxies = if let Some(url) = given.filter(|url| !url.is_empty()) {
             Proxies::all(url, self.setting)
         } else if let Some(path) = &self.options.proxy_file {
-            Proxies::all(read(path)?.expose(), "--proxy-file")
+            Proxies::all(read_secret("--proxy-file", path)?.expose(), "--proxy-file")
         } else {
             Proxies::from_variables(|name| std::env::var(name).ok())
         };
@@ -48,37 +50,10 @@ impl ProxyArgs {
     }
 }
 
-fn read(path: &Path) -> Result<Secret, Failure> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure::usage(format!("--proxy-file {}: {error}", path.display())))?;
-    Ok(Secret::new(&text))
-}
-
 impl FromArgMatches for ProxyArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let mut options = Options::from_arg_matches(matches)?;
-        let argument = matches.value_source("proxy") == Some(ValueSource::CommandLine);
-        if argument && options.proxy.as_ref().is_some_and(|url| url.expose().contains('@')) {
-            return Err(clap::Error::raw(
-                ErrorKind::ValueValidation,
-                "--proxy takes no password: other users of this computer can read arguments.\n\
-                 Give the URL by the variable TUNNEL_PROXY or with --proxy-file FILE.\n",
-            ));
-        }
-        match (
-            argument,
-            matches.value_source("proxy_file") == Some(ValueSource::CommandLine),
-        ) {
-            (true, true) => {
-                return Err(clap::Error::raw(
-                    ErrorKind::ArgumentConflict,
-                    "--proxy and --proxy-file name two proxies: give one.\n",
-                ));
-            }
-            // An argument goes before a variable.
-            (false, true) => options.proxy = None,
-            _ => {}
-        }
+        let argument = URL.settle(matches, &mut options.proxy)?;
         let setting = if argument { "--proxy" } else { "TUNNEL_PROXY" };
         Ok(Self { options, setting })
     }

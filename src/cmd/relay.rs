@@ -313,11 +313,11 @@ fn serve(args: Args) -> Result<(), Failure> {
     })
 }
 
-/// Binds the address.
-pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
+/// Binds the address that the option says.
+pub(super) async fn listen(address: SocketAddr, option: &str) -> Result<TcpListener, Failure> {
     TcpListener::bind(address)
         .await
-        .with_context(|| format!("cannot listen on {address}; is another program there? Choose with --listen ADDR"))
+        .with_context(|| format!("cannot listen on {address}; is another program there? Choose with {option} ADDR"))
         .map_err(Failure::from)
 }
 
@@ -344,10 +344,9 @@ fn welcome(args: &Args, sockets: &Sockets, made: Option<&Path>) -> Result<(), Fa
         let http = http.local_addr().context("cannot tell the address")?;
         tell(&format!("It sends callers of http://{http} on to https"));
     }
-    tell(&format!(
-        "Next, a token:        tunnel relay token --user NAME{}",
-        args.secret.repeated() + &args.database.repeated()
-    ));
+    let token = format!("tunnel relay token --user NAME{}", args.secret.repeated());
+    let token = args.database.repeated(&token);
+    tell(&format!("Next, a token:        {token}"));
     let url = edge.url(address);
     let url = url.as_deref().unwrap_or("URL-OF-THIS-RELAY");
     tell(&format!(

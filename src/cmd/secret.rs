@@ -113,11 +113,7 @@ impl SecretArgs {
 
     /// The options again, for a command that must use the same secret.
     pub(super) fn repeated(&self) -> String {
-        let option = |name: &str, value: &Option<PathBuf>| {
-            let value = value.as_ref().map(|path| path.display().to_string());
-            value.map_or_else(String::new, |path| format!(" --{name} '{path}'"))
-        };
-        option("data-dir", &self.data_dir) + &option("jwt-secret-file", &self.jwt_secret_file)
+        repeated("data-dir", self.data_dir.as_deref()) + &repeated("jwt-secret-file", self.jwt_secret_file.as_deref())
     }
 
     /// What issues tokens. Makes the secret first where there is none, unless its file was named, and says where.
@@ -198,14 +194,19 @@ impl SecretArgs {
     }
 }
 
-/// All files below a folder, by names that begin with its own.
+/// An option again, as it would be typed; nothing where it was not given.
+pub(super) fn repeated(name: &str, path: Option<&Path>) -> String {
+    path.map_or_else(String::new, |path| format!(" --{name} '{}'", path.display()))
+}
+
+/// All files below a folder, by names that begin with its own; not those that are being written ([`files::replace_private`]).
 fn list(name: &str, folder: &Path, into: &mut Vec<(String, PathBuf)>) -> io::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
         let (name, path) = (format!("{name}/{}", entry.file_name().display()), entry.path());
         if entry.file_type()?.is_dir() {
             list(&name, &path, into)?;
-        } else {
+        } else if !name.ends_with(".new") {
             into.push((name, path));
         }
     }

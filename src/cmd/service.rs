@@ -48,7 +48,7 @@ pub(super) async fn sockets(
 ) -> Result<Sockets, Failure> {
     if passed.is_empty() {
         return Ok(Sockets {
-            main: listen(main).await?,
+            main: listen(main, "--listen").await?,
             http: listen_http(http).await?,
             kept: false,
         });
@@ -83,13 +83,10 @@ fn adopt(socket: Passed) -> Result<TcpListener, Failure> {
 }
 
 async fn listen_http(address: Option<SocketAddr>) -> Result<Option<TcpListener>, Failure> {
-    let Some(address) = address else {
-        return Ok(None);
-    };
-    let bound = TcpListener::bind(address).await;
-    let bound =
-        bound.with_context(|| format!("cannot listen on {address} (--http-listen); is another program there?"))?;
-    Ok(Some(bound))
+    match address {
+        Some(address) => listen(address, "--http-listen").await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// Tells the manager how the relay is, and reads again what SIGHUP asks for; for as long as the process lives.

@@ -8,11 +8,11 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::net::TcpListener;
 
-use super::relay::address;
+use super::relay::{address, listen};
 use super::{Failure, Switch, tell};
 use crate::relay::access::Log;
 use crate::relay::{Relay, metrics};
-use crate::telemetry::{self, LogFormat};
+use crate::telemetry;
 
 /// How long the last lines of the access log may take to be written.
 const LAST_LINES: Duration = Duration::from_secs(1);
@@ -39,12 +39,8 @@ impl WatchArgs {
         if self.access_log == Switch::Off {
             return Ok(None);
         }
-        let format = if telemetry::is_for_people() {
-            LogFormat::Pretty
-        } else {
-            LogFormat::Json
-        };
-        let log = Log::start(format, io::stderr()).context("cannot start the access log (--access-log off)")?;
+        let log =
+            Log::start(telemetry::format(), io::stderr()).context("cannot start the access log (--access-log off)")?;
         Ok(Some(log))
     }
 
@@ -53,9 +49,7 @@ impl WatchArgs {
         let Some(address) = self.metrics_listen else {
             return Ok(None);
         };
-        let bound = TcpListener::bind(address).await;
-        let bound = bound
-            .with_context(|| format!("cannot listen on {address} (--metrics-listen); is another program there?"))?;
+        let bound = listen(address, "--metrics-listen").await?;
         let address = bound.local_addr().context("cannot tell the address")?;
         tell(&format!("Its metrics are at http://{address}/metrics"));
         Ok(Some(bound))

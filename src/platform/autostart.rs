@@ -64,6 +64,14 @@ pub fn unit_path(config: &Path) -> PathBuf {
     config.join("systemd/user").join(UNIT)
 }
 
+/// The words of the command in the unit; none if there is no unit. Those that it has in quotes may not be told as they were given.
+pub fn command_words(config: &Path) -> Vec<String> {
+    let unit = std::fs::read_to_string(unit_path(config)).unwrap_or_default();
+    let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart="));
+    let words = line.unwrap_or_default().split_whitespace();
+    words.map(|word| word.trim_matches('"').to_owned()).collect()
+}
+
 /// Whether it can be done here.
 ///
 /// # Errors

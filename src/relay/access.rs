@@ -26,7 +26,7 @@ use super::proxies::Told;
 use super::registry::Session;
 use super::router::Target;
 use crate::telemetry;
-use crate::transport::headers::{TUNNEL_USAGE, X_REQUEST_ID};
+use crate::transport::headers::{TUNNEL_USAGE, X_REQUEST_ID, length};
 use crate::transport::usage::Usage;
 
 /// One exchange; dropping it is its end.
@@ -144,11 +144,10 @@ impl Record {
             || self.method == Method::HEAD
             || status.is_informational()
             || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let length = response.headers().get(CONTENT_LENGTH);
         self.length = if bodiless {
             Some(0)
         } else {
-            length.and_then(|length| length.to_str().ok()?.parse().ok())
+            length(response.headers(), &CONTENT_LENGTH)
         };
         if self.length == Some(0) {
             self.first_byte = Some(self.began.elapsed());

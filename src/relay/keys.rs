@@ -80,7 +80,8 @@ pub fn make(user: &str, maker: &Maker, wish: Wish) -> Result<(Secret, Key), Erro
 /// # Errors
 /// `unauthorized`, `forbidden`, `rate_limited`, `bad_request`, `overloaded`.
 pub async fn add(relay: &Relay, request: Request<Incoming>) -> Result<Response<Body>, Error> {
-    let (maker, _asking) = manager(relay, request.headers()).await?;
+    let (identity, _asking) = manager(relay, request.headers()).await?;
+    let maker = Maker::from(&identity);
     let mut wish: Wish = read_json(request).await?;
     // No other limit needs to be passed on: a token that may make keys has none.
     if let Some(most) = maker.expires {
@@ -91,7 +92,7 @@ pub async fn add(relay: &Relay, request: Request<Incoming>) -> Result<Response<B
         }
         wish.expires.get_or_insert(most);
     }
-    let (user, maker) = (&maker.user, Maker::from(&maker));
+    let user = &identity.user;
     let (key, kept) = make(user, &maker, wish)?;
     let hash = caller_keys::hash(key.expose());
     let added = store(relay)?.add_key(&kept, &hash, &maker).await;

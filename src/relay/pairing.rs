@@ -70,14 +70,9 @@ fn plain(code: &str) -> String {
 /// # Errors
 /// `unauthorized`, `forbidden`, `rate_limited`, `overloaded`.
 pub async fn pair(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
-    let (maker, _asking) = manager(relay, headers).await?;
-    let made = make(
-        &relay.tokens,
-        store(relay)?,
-        maker.user.to_string(),
-        Maker::from(&maker),
-    )
-    .await;
+    let (identity, _asking) = manager(relay, headers).await?;
+    let user = identity.user.to_string();
+    let made = make(&relay.tokens, store(relay)?, user, Maker::from(&identity)).await;
     let (code, expires) = made.map_err(|error| store_error(&error))?;
     Ok(json_response(
         StatusCode::CREATED,

@@ -5,6 +5,8 @@ use http::header::{
     HeaderValue, ORIGIN, PROXY_AUTHORIZATION, REFERER, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 
+/// What this program calls itself in `User-Agent`.
+pub const PROGRAM: &str = concat!("tunnel/", env!("CARGO_PKG_VERSION"));
 /// The code of an error of ours; on a response it is always ours, an upstream's own is removed.
 pub const TUNNEL_ERROR: HeaderName = HeaderName::from_static("tunnel-error");
 /// From the bridge to the relay only: a sentence for the person behind [`TUNNEL_ERROR`].
@@ -143,6 +145,16 @@ pub fn remove_tunnel(headers: &mut HeaderMap) {
             headers.insert(TRAILER, others);
         }
     }
+}
+
+/// The length of a body as this field tells it, octets; none if it is not there once, or is no plain number.
+pub fn length(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
+    let mut values = headers.get_all(name).into_iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return None;
+    };
+    let digits = |text: &&str| text.bytes().all(|byte| byte.is_ascii_digit());
+    value.to_str().ok().filter(digits)?.parse().ok()
 }
 
 /// Whether a body can be read as it is: it has no coding but `identity`.

@@ -183,6 +183,14 @@ async fn installing_again_replaces_and_the_token_that_is_there_goes_on() {
     assert_eq!(desk.bridge(&file).await.code, Some(0));
     assert_eq!(desk.read(TOKEN), "from a file\n");
     assert!(!desk.exec_start().contains("--name"));
+    // It is that relay's: another one does not get it.
+    let elsewhere = ["--relay", "https://relay.example.net", "--install"];
+    let ended = desk.bridge(&elsewhere).await;
+    assert_eq!(ended.code, Some(2));
+    assert!(ended.errors.contains("a token is needed"), "{}", ended.errors);
+    assert!(desk.exec_start().contains(RELAY[1]), "{}", desk.exec_start());
+    assert_eq!(desk.bridge_with("other", &elsewhere).await.code, Some(0));
+    assert_eq!(desk.read(TOKEN), "other\n");
 }
 
 #[tokio::test]

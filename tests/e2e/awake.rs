@@ -39,8 +39,8 @@ impl Desk {
             format!("http://{}", relay.address),
             format!("http://{}", upstream.address),
         );
-        let transport = if transport == Transport::Ws { "ws" } else { "poll" };
-        let arguments = ["bridge", "--relay", &at, "--upstream", &local, "--transport", transport];
+        let over = transport.name();
+        let arguments = ["bridge", "--relay", &at, "--upstream", &local, "--transport", over];
         let mut command = command(here, &[&arguments, more].concat());
         command
             .env("PATH", here.join("bin"))

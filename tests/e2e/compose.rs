@@ -286,11 +286,23 @@ async fn the_image_alone_is_a_relay_that_is_found_alive() {
     let machine = Machine::new();
     let image = Service::of_image();
     let data = machine.volume("data", image.user);
+    // Without an address the check looks at this machine, at the port of the image's own words.
+    let listen = image
+        .words
+        .iter()
+        .skip_while(|word| *word != "--listen")
+        .nth(1)
+        .unwrap();
+    let words = ["tunnel"].into_iter().chain(image.health.iter().map(String::as_str));
+    let matches = tunnel::cmd::command().try_get_matches_from(words).unwrap();
+    let (_, probe) = matches.subcommand().unwrap();
+    let looks_at = probe.get_one::<String>("health").unwrap();
+    assert_eq!(*looks_at, format!("http://{}", listen.replace("0.0.0.0", "127.0.0.1")));
+
     let at = free_address().to_string();
     let image = image.moved(&[("0.0.0.0:8080", &at), ("/data", data.to_str().unwrap())]);
     let mut relay = Process::start(image.command(&machine.program(), &image.words));
     relay.error_line("listens on http://").await;
-    // Without an address it looks at the port of the image's own words.
     let mut health = image.health.clone();
     let place = health.iter().position(|word| word == "--health").unwrap();
     health.insert(place + 1, format!("http://{at}"));

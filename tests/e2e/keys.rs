@@ -1,11 +1,10 @@
 //! Keys for callers, on each database: good wherever a token is, for requests and nothing else, and gone when they are revoked.
 
-use std::time::Duration;
-
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::header::{AUTHORIZATION, HeaderName};
 use http::{Method, Request, Response};
+use hyper::body::Incoming;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -13,12 +12,10 @@ use tunnel::bridge::config::TokenSource;
 use tunnel::token::{Claims, Secret};
 use tunnel::transport::{empty, full};
 
-use crate::harness::accounts::{Database, EACH, Site, id_of};
+use crate::harness::accounts::{Database, EACH, Site, id_of, notice};
 use crate::harness::bridge::Transport;
+use crate::harness::upstream::Answer;
 use crate::harness::{Caller, TestBridge, Upstream, chunk, get, json as read_json, on_each_transport, text, within};
-
-/// What a relay that runs may take to notice.
-const NOTICED: Duration = Duration::from_secs(1);
 
 async fn bridge(site: &Site, name: &'static str, token: &str, transport: Transport) -> (TestBridge, Upstream) {
     let upstream = Upstream::serving(move |_| async move { Response::new(full(name)) }).await;
@@ -39,12 +36,60 @@ async fn key(site: &Site, more: &[&str]) -> String {
     key
 }
 
-/// Waits until the caller is answered so.
-async fn answered(site: &Site, credential: &str, status: u16) {
-    within("the answer that is expected", async {
-        while site.status(credential).await != status {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+/// A chat with a desktop of ann's, whose answer has begun and goes on.
+struct Chat {
+    /// What its caller has.
+    key: String,
+    answer: Answer,
+    response: Response<Incoming>,
+    _caller: Caller,
+    _bridge: TestBridge,
+    _upstream: Upstream,
+}
+
+impl Chat {
+    /// By the holder of a key that is this besides.
+    async fn begin(site: &Site, more: &[&str], transport: Transport) -> Self {
+        let upstream = Upstream::scripted().await;
+        let bridge = TestBridge::between(site.address, upstream.address)
+            .token(TokenSource::Given(Secret::new(&site.token("ann").await)))
+            .transport(transport)
+            .start()
+            .await;
+        let key = key(site, more).await;
+        knows(site, &key, 200).await;
+        let mut caller = site.caller(&key).await;
+        let (answer, response) = tokio::join!(
+            async { upstream.next().await.begin(Response::builder()) },
+            caller.post("/api/chat", "{}"),
+        );
+        let mut chat = Self {
+            key,
+            answer,
+            response,
+            _caller: caller,
+            _bridge: bridge,
+            _upstream: upstream,
+        };
+        chat.goes_on("one").await;
+        chat
+    }
+
+    async fn goes_on(&mut self, piece: &'static str) {
+        self.answer.send(piece).await;
+        assert_eq!(chunk(&mut self.response).await.unwrap().unwrap(), piece);
+    }
+
+    async fn is_cut(&mut self) {
+        let broken = within("the stream's end", chunk(&mut self.response)).await;
+        assert!(broken.unwrap().is_err(), "broken visibly");
+    }
+}
+
+/// Waits until the relay answers the key so, and asks no bridge.
+async fn knows(site: &Site, key: &str, status: u16) {
+    within("the relay to know the key", async {
+        while site.caller(key).await.get("/api/bridge/usage").await.status() != status {}
     })
     .await;
 }
@@ -71,8 +116,8 @@ on_each_transport! {
             );
             let phone = key(&site, &["--label", "phone"]).await;
             let added = Instant::now();
-            answered(&site, &phone, 200).await;
-            assert!(added.elapsed() < NOTICED, "{database:?}: {:?}", added.elapsed());
+            site.answered(&phone, 200).await;
+            assert!(added.elapsed() < notice(), "{database:?}: {:?}", added.elapsed());
             let basic = format!("Basic {}", BASE64.encode(format!("anybody:{phone}")));
             for (name, value) in [
                 (AUTHORIZATION, format!("Bearer {phone}")),
@@ -85,7 +130,7 @@ on_each_transport! {
                 assert_eq!(text(response).await, "laptop");
             }
             let limited = key(&site, &["--bridge", "laptop"]).await;
-            answered(&site, &limited, 200).await;
+            site.answered(&limited, 200).await;
             let mut caller = site.caller(&limited).await;
             for path in ["/api/tags", "/b/laptop/api/tags"] {
                 assert_eq!(text(caller.get(path).await).await, "laptop", "{path}");
@@ -99,8 +144,8 @@ on_each_transport! {
             // A key that nobody made, and one that is over.
             assert_eq!(site.status("tun_00000000000000000000000000").await, 401);
             let short = key(&site, &["--expires", "2s"]).await;
-            answered(&site, &short, 200).await;
-            answered(&site, &short, 401).await;
+            site.answered(&short, 200).await;
+            site.answered(&short, 401).await;
         }
     }
 
@@ -108,32 +153,14 @@ on_each_transport! {
         for database in EACH {
             let site = Site::new(database).await;
             let _relay = site.relay().await;
-            let upstream = Upstream::scripted().await;
-            let _bridge = TestBridge::between(site.address, upstream.address)
-                .token(TokenSource::Given(Secret::new(&site.token("ann").await)))
-                .transport(transport)
-                .start()
-                .await;
-            let phone = key(&site, &[]).await;
-            within("the key to be known", async {
-                while site.caller(&phone).await.get("/api/bridge/usage").await.status() != 200 {}
-            })
-            .await;
-            let mut caller = site.caller(&phone).await;
-            let (answer, mut response) = tokio::join!(
-                async { upstream.next().await.begin(Response::builder()) },
-                caller.post("/api/chat", "{}"),
-            );
-            answer.send("one").await;
-            assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "one");
+            let mut chat = Chat::begin(&site, &[], transport).await;
             let id = site.list(&["key", "list"]).await[0]["id"].as_str().unwrap().to_owned();
             site.output(&["key", "revoke", &id]).await;
             let revoked = Instant::now();
-            let broken = within("the stream's end", chunk(&mut response)).await;
-            assert!(broken.unwrap().is_err(), "broken visibly");
-            assert!(revoked.elapsed() < NOTICED, "{database:?}: {:?}", revoked.elapsed());
-            answer.abandoned().await;
-            assert_eq!(site.status(&phone).await, 401);
+            chat.is_cut().await;
+            assert!(revoked.elapsed() < notice(), "{database:?}: {:?}", revoked.elapsed());
+            chat.answer.abandoned().await;
+            assert_eq!(site.status(&chat.key).await, 401);
             let again = site.run(&["key", "revoke", &id]).await;
             assert!(again.errors.contains("tunnel relay key list"), "{}", again.errors);
         }
@@ -145,7 +172,7 @@ on_each_transport! {
             let relay = site.relay().await;
             let (desktop, _upstream) = bridge(&site, "box", &site.token("ann").await, transport).await;
             let (phone, revoked) = (key(&site, &["--label", "phone"]).await, key(&site, &[]).await);
-            answered(&site, &phone, 200).await;
+            site.answered(&phone, 200).await;
             site.used(&phone, 1).await;
             let usage = site.usage(&phone).await;
             assert_eq!(usage["usage"][0]["token"]["label"], "phone");
@@ -157,7 +184,7 @@ on_each_transport! {
             relay.ended().await;
             let _relay = site.relay().await;
             desktop.connected().await;
-            answered(&site, &phone, 200).await;
+            site.answered(&phone, 200).await;
             assert_eq!(site.status(&revoked).await, 401);
             let file = site.home.path().join("backup");
             site.output(&["backup", file.to_str().unwrap()]).await;
@@ -171,7 +198,7 @@ async fn a_key_never_makes_keys_codes_or_bridges_and_a_token_only_where_it_may()
     let site = Site::new(Database::Sqlite).await;
     let _relay = site.relay().await;
     let (phone, plain) = (key(&site, &[]).await, site.token("ann").await);
-    answered(&site, &phone, 503).await;
+    site.answered(&phone, 503).await;
     let register = json!({"clientId": "c", "platform": "linux", "version": "1"});
     for (method, path, of_token) in [
         (Method::POST, "/-/keys", 403),
@@ -192,7 +219,7 @@ async fn a_key_never_makes_keys_codes_or_bridges_and_a_token_only_where_it_may()
     assert_eq!(refused.status(), 403);
     for (order, status) in [("disable", 403), ("enable", 503), ("delete", 401)] {
         site.output(&["user", order, "ann"]).await;
-        answered(&site, &phone, status).await;
+        site.answered(&phone, status).await;
     }
     assert_eq!(site.list(&["key", "list"]).await.len(), 0);
 }
@@ -215,7 +242,7 @@ async fn who_may_manage_makes_keys_that_do_not_outlive_the_maker() {
             (201, Some(end), &"ann".into())
         );
         let (phone, id) = (made["key"].as_str().unwrap(), made["id"].as_str().unwrap());
-        answered(&site, phone, 503).await;
+        site.answered(phone, 503).await;
         for (wish, status) in [
             (json!({"expires": end + 1}), 403),
             (json!({"expires": 1}), 400),
@@ -237,7 +264,7 @@ async fn who_may_manage_makes_keys_that_do_not_outlive_the_maker() {
         let path = format!("/-/keys/{id}");
         assert_eq!(send(&site, &other, Method::DELETE, &path, Value::Null).await.0, 404);
         assert_eq!(send(&site, &manager, Method::DELETE, &path, Value::Null).await.0, 204);
-        answered(&site, phone, 401).await;
+        site.answered(phone, 401).await;
         assert_eq!(send(&site, &manager, Method::DELETE, &path, Value::Null).await.0, 404);
     }
 }
@@ -247,7 +274,7 @@ async fn a_key_has_a_limit_of_its_own() {
     let site = Site::new(Database::Sqlite).await;
     let _relay = site.relay().await;
     let (slow, other) = (key(&site, &["--rate", "2/h"]).await, key(&site, &[]).await);
-    answered(&site, &slow, 503).await;
+    site.answered(&slow, 503).await;
     let mut request = Request::new(empty());
     *request.uri_mut() = "/api/tags".parse().unwrap();
     let refused = site.caller(&slow).await.send(request).await;
@@ -255,7 +282,7 @@ async fn a_key_has_a_limit_of_its_own() {
         (refused.status().as_u16(), &refused.headers()["tunnel-error"]),
         (429, &"rate_limited".parse().unwrap())
     );
-    answered(&site, &other, 503).await;
+    site.answered(&other, 503).await;
 }
 
 #[tokio::test]
@@ -322,34 +349,13 @@ async fn a_token_that_may_manage_is_not_renewed_and_who_is_shut_out_makes_nothin
 async fn a_key_that_ended_meanwhile_still_cuts_its_stream_when_it_is_revoked() {
     let site = Site::new(Database::Sqlite).await;
     let _relay = site.relay().await;
-    let upstream = Upstream::scripted().await;
-    let _bridge = TestBridge::between(site.address, upstream.address)
-        .token(TokenSource::Given(Secret::new(&site.token("ann").await)))
-        .start()
-        .await;
-    let phone = key(&site, &["--expires", "6s"]).await;
-    within("the key to be known", async {
-        while site.caller(&phone).await.get("/api/bridge/usage").await.status() != 200 {}
-    })
-    .await;
-    let mut caller = site.caller(&phone).await;
-    let (answer, mut response) = tokio::join!(
-        async { upstream.next().await.begin(Response::builder()) },
-        caller.post("/api/chat", "{}"),
-    );
-    answer.send("one").await;
-    assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "one");
-    within("the key's end", async {
-        while site.caller(&phone).await.get("/api/bridge/usage").await.status() != 401 {}
-    })
-    .await;
+    let mut chat = Chat::begin(&site, &["--expires", "6s"], Transport::Ws).await;
+    knows(&site, &chat.key, 401).await;
     // Whatever else is ordered, what began in time goes on.
     key(&site, &[]).await;
-    answer.send("two").await;
-    assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "two");
+    chat.goes_on("two").await;
     let listed = site.list(&["key", "list"]).await;
     let ended = listed.iter().find(|key| key["expires"].is_u64()).unwrap();
     site.output(&["key", "revoke", ended["id"].as_str().unwrap()]).await;
-    let broken = within("the stream's end", chunk(&mut response)).await;
-    assert!(broken.unwrap().is_err(), "broken visibly");
+    chat.is_cut().await;
 }

@@ -70,6 +70,8 @@ mod shipped_ws;
 mod store;
 #[cfg(target_os = "linux")]
 mod store_keys;
+#[cfg(target_os = "linux")]
+mod store_pruning;
 mod streaming;
 mod switching;
 mod tls;

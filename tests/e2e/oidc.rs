@@ -15,7 +15,6 @@ use tunnel::relay::config::Config;
 use tunnel::token::Secret;
 use tunnel::transport::full;
 
-use crate::harness::bridge::Transport;
 use crate::harness::oidc::{AUDIENCE, Key, Provider, now, unsigned};
 use crate::harness::raw_bridge::ask;
 use crate::harness::relay::{SECRET, token_for};
@@ -107,7 +106,7 @@ on_each_transport! {
         drop(answer);
         assert_eq!(chunk(&mut response).await.unwrap().unwrap(), "still here");
         assert!(chunk(&mut response).await.is_none());
-        assert_eq!(staying.transport().0, if transport == Transport::Ws { "ws" } else { "poll" });
+        assert_eq!(staying.transport().0, transport.name());
     }
 }
 

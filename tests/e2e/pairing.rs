@@ -8,7 +8,6 @@ use serde_json::json;
 use tunnel::transport::full;
 
 use crate::harness::accounts::{Database, EACH, Site};
-use crate::harness::bridge::Transport;
 use crate::harness::desktop::Desktop;
 use crate::harness::process::{Process, command, run};
 use crate::harness::{Upstream, json as read_json, on_each_transport, within};
@@ -21,7 +20,6 @@ async fn claim(site: &Site, code: &str) -> (u16, serde_json::Value) {
 
 on_each_transport! {
     async fn a_code_lets_a_desktop_in_until_it_logs_out(transport: Transport) {
-        let transport = if transport == Transport::Poll { "poll" } else { "ws" };
         for database in EACH {
             let site = Site::new(database).await;
             let _relay = site.relay().await;
@@ -45,12 +43,12 @@ on_each_transport! {
             assert!(listed[0]["label"].as_str().unwrap().starts_with("paired"));
 
             let upstream = format!("http://{}", upstream.address);
-            let arguments = ["bridge", "--transport", transport, "--upstream", &upstream];
+            let arguments = ["bridge", "--transport", transport.name(), "--upstream", &upstream];
             let mut bridge = Process::start(command(desktop.home.path(), &arguments));
             bridge.error_line("connected").await;
             assert_eq!(site.status(token.trim()).await, 403, "it is for bridges only");
             let caller = site.token("ann").await;
-            within("the bridge to get work", async { while site.status(&caller).await != 200 {} }).await;
+            site.answered(&caller, 200).await;
 
             let logout = desktop.run(&["bridge", "logout"]).await;
             assert_eq!(logout.code, Some(0), "{}", logout.errors);
@@ -63,7 +61,6 @@ on_each_transport! {
     }
 
     async fn a_paired_bridge_renews_its_token_where_it_is_kept(transport: Transport) {
-        let transport = if transport == Transport::Poll { "poll" } else { "ws" };
         let site = Site::new(Database::Sqlite).await;
         let _relay = site.relay().await;
         // What is made lives no longer than its maker.
@@ -74,7 +71,7 @@ on_each_transport! {
         assert_eq!(login.code, Some(0), "{}", login.errors);
         let path = desktop.kept().remove(0);
         let first = std::fs::read_to_string(&path).unwrap();
-        let mut bridge = Process::start(command(desktop.home.path(), &["bridge", "--transport", transport]));
+        let mut bridge = Process::start(command(desktop.home.path(), &["bridge", "--transport", transport.name()]));
         bridge.error_line("connected").await;
         bridge.error_line("the token was renewed").await;
         assert_ne!(std::fs::read_to_string(&path).unwrap(), first);
@@ -144,9 +141,17 @@ async fn a_login_is_asked_for_its_code_and_serves_the_only_relay_or_the_one_that
     assert!(within("the login", child.wait()).await.unwrap().success());
 
     // The probe may connect a bridge and do no more with this token; so far it is let in.
-    let probe = desktop.run(&["probe", "--only", "reach", "--json"]).await;
+    let probe = desktop.run(&["probe", "--only", "routes", "--json"]).await;
+    assert_eq!(probe.code, Some(0), "{}", probe.output);
     let report: serde_json::Value = serde_json::from_str(&probe.output).unwrap();
     assert_eq!(report["relay"], desktop.relay);
+    let token = report["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|finding| finding["check"] == "token");
+    let (outcome, seen) = (&token.unwrap()["outcome"], token.unwrap()["seen"].as_str().unwrap());
+    assert_eq!((outcome, seen.contains("for bridge")), (&"pass".into(), true), "{seen}");
 
     let kept = desktop.kept().remove(0);
     std::fs::copy(&kept, kept.with_file_name("https%3A%2F%2Frelay.example.com.token")).unwrap();

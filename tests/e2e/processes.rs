@@ -34,8 +34,7 @@ async fn processes(upstream: &Upstream, transport: Transport) -> Processes {
     assert_eq!((token.code, token.errors.as_str()), (Some(0), ""));
     let token = token.output.trim().to_owned();
     let local = format!("http://{}", upstream.address);
-    let transport = if transport == Transport::Ws { "ws" } else { "poll" };
-    let options = ["--upstream", &local, "--allow", "* /*", "--transport", transport];
+    let options = ["--upstream", &local, "--allow", "* /*", "--transport", transport.name()];
     let bridge = Process::bridge(home.path(), address, &token, &options).await;
     Processes {
         relay,

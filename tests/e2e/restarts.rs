@@ -21,7 +21,9 @@ use tunnel::transport::full;
 use crate::harness::bridge::Transport;
 use crate::harness::process::{Process, command, run};
 use crate::harness::upstream::channel_body;
-use crate::harness::{Caller, TestBridge, Upstream, chunk, on_each_transport, post, text, until, until_within, within};
+use crate::harness::{
+    Caller, TestBridge, Upstream, chunk, long, on_each_transport, post, text, until, until_within, within,
+};
 
 /// A relay that is passed these sockets, by these names.
 fn activated(home: &Path, sockets: &[(&TcpListener, &str)], more: &[&str]) -> Command {
@@ -318,7 +320,7 @@ struct Load {
 impl Load {
     /// The long run (`TUNNEL_LONG_TESTS=1`) is one of minutes.
     fn of_this_run() -> Self {
-        if std::env::var_os("TUNNEL_LONG_TESTS").is_some() {
+        if long() {
             return Self {
                 exchanges: 5000,
                 callers: 32,

@@ -23,11 +23,11 @@ const PREVIOUS_VERSION: &str = "CREATE TABLE schema_versions (version bigint PRI
     applied bigint NOT NULL); INSERT INTO schema_versions VALUES (1, 1, 0), (2, 1, 0);";
 pub(crate) const FAR_AWAY: u64 = 4_000_000_000;
 
-fn sqlite(folder: &Path) -> StoreConfig {
+pub(crate) fn sqlite(folder: &Path) -> StoreConfig {
     StoreConfig::Sqlite(folder.join("relay.db"))
 }
 
-fn postgres(url: &str) -> StoreConfig {
+pub(crate) fn postgres(url: &str) -> StoreConfig {
     StoreConfig::Postgres(Box::new(PostgresConfig {
         server: url.parse().unwrap(),
         ca_file: None,
@@ -60,7 +60,7 @@ fn seen_token(id: &str, user: &str) -> SeenToken {
     }
 }
 
-fn seen_bridge(id: &str, user: &str) -> SeenBridge {
+pub(crate) fn seen_bridge(id: &str, user: &str) -> SeenBridge {
     SeenBridge {
         id: id.into(),
         user: user.into(),

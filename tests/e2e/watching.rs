@@ -25,10 +25,6 @@ async fn path(transport: Transport) -> (Path, Watched) {
     (path, watched)
 }
 
-fn named(transport: Transport) -> &'static str {
-    if transport == Transport::Ws { "ws" } else { "poll" }
-}
-
 fn answer(status: u16, body: &'static str) -> Response<Body> {
     Response::builder().status(status).body(full(body)).unwrap()
 }
@@ -55,7 +51,7 @@ on_each_transport! {
             assert_eq!(line["id"], id.as_str());
             assert_eq!(
                 (&line["user"], &line["bridge"], &line["transport"]),
-                (&"ann".into(), &"box".into(), &named(transport).into())
+                (&"ann".into(), &"box".into(), &transport.name().into())
             );
             assert_eq!((&line["peer"], &line["method"]), (&"127.0.0.1".into(), &"POST".into()));
             assert_eq!((&line["bytes_in"], &line["bytes_out"]), (&7.into(), &6.into()));
@@ -70,16 +66,16 @@ on_each_transport! {
             ("openai_chat", "client_error", 1.0),
             ("models", "upstream_error", 1.0),
         ] {
-            let labels = [("route", route), ("outcome", outcome), ("transport", named(transport))];
+            let labels = [("route", route), ("outcome", outcome), ("transport", transport.name())];
             assert_eq!(page.sum("tunnel_exchanges_total", &labels), count, "{route}");
         }
         assert_eq!(page.sum("tunnel_exchanges_total", &[]), 4.0);
         assert_eq!(page.sum("tunnel_exchange_duration_seconds_count", &[]), 4.0);
-        assert_eq!(page.sum("tunnel_exchange_first_byte_seconds_count", &[("transport", named(transport))]), 4.0);
+        assert_eq!(page.sum("tunnel_exchange_first_byte_seconds_count", &[("transport", transport.name())]), 4.0);
         assert_eq!(page.sum("tunnel_exchange_bytes_total", &[("direction", "in")]), 28.0);
         assert_eq!(page.sum("tunnel_exchange_bytes_total", &[("direction", "out")]), 24.0);
         assert_eq!(page.sum("tunnel_exchanges_in_flight", &[]), 0.0);
-        assert_eq!(page.sum("tunnel_bridges_connected", &[("transport", named(transport))]), 1.0);
+        assert_eq!(page.sum("tunnel_bridges_connected", &[("transport", transport.name())]), 1.0);
         assert_eq!(page.sum("tunnel_bridges_connected", &[]), 1.0);
         assert_eq!(page.sum("tunnel_bridge_connects_total", &[("kind", "first")]), 1.0);
         assert!(page.sum("tunnel_connections", &[]) >= 1.0);
@@ -101,7 +97,7 @@ on_each_transport! {
         let page = watched.page().await;
         assert_eq!(page.sum("tunnel_exchanges_total", &[("outcome", "cancelled")]), 1.0);
         assert_eq!(page.sum("tunnel_exchanges_total", &[]), 1.0);
-        assert_eq!(page.sum("tunnel_cancel_told_seconds_count", &[("transport", named(transport))]), 1.0);
+        assert_eq!(page.sum("tunnel_cancel_told_seconds_count", &[("transport", transport.name())]), 1.0);
     }
 
     async fn a_caller_that_leaves_before_the_head_is_seen_too(transport: Transport) {

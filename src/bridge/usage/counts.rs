@@ -268,9 +268,6 @@ impl Reader for Counts {
     }
 
     fn end_text(&mut self) {
-        if self.level == Level::Outside {
-            return;
-        }
         if self.is_key {
             self.member = self.text.as_str().map_or(Member::Other, |key| self.level.member(key));
         } else if self.member == Member::Model

@@ -59,8 +59,8 @@ Examples:
   tunnel probe --health http://127.0.0.1:8080
 
 The probe brings its own bridge with a small model behind it: it needs no Ollama, takes
-nobody's requests and leaves nothing behind. The token comes from the variable TUNNEL_TOKEN or
-from --token-file.";
+nobody's requests and leaves nothing behind. The token comes from --token-file, from the variable
+TUNNEL_TOKEN or from a login.";
 
 /// How long a word of the model behind the probe's bridge takes.
 const PACE: Duration = Duration::from_millis(5);

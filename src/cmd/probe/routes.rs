@@ -14,7 +14,7 @@ use crate::cmd::rig::caller::{Answer, Caller};
 use crate::random;
 use crate::relay::auth::Scopes;
 use crate::relay::auth::tokens::now;
-use crate::token::{Claims, Secret};
+use crate::token::{Claims, Secret, span};
 use crate::transport::headers::{TUNNEL_BRIDGE, X_API_KEY};
 use crate::transport::{empty, full, poll, ws};
 
@@ -198,9 +198,7 @@ fn described(token: &Secret) -> Verdict {
         .as_deref()
         .map_or(String::new(), |scope| format!(", for {scope}"));
     let left = claims.exp.map(|end| Duration::from_secs(end.saturating_sub(now())));
-    let end = left.map_or("never ends".to_owned(), |left| {
-        format!("ends in {}", days_or_less(left))
-    });
+    let end = left.map_or("never ends".to_owned(), |left| format!("ends in {}", span(left)));
     let seen = format!("accepted: user {}{scopes}, {end}", claims.sub);
     let verdict = if left.is_some_and(|left| left < SOON) {
         Verdict::warn(seen, "get a new one before it ends: tunnel relay token --user NAME")
@@ -210,16 +208,6 @@ fn described(token: &Secret) -> Verdict {
     verdict
         .with("user", claims.sub)
         .with("secondsLeft", left.map(|left| left.as_secs()))
-}
-
-fn days_or_less(time: Duration) -> String {
-    let (seconds, day) = (time.as_secs(), 24 * 3600);
-    match seconds {
-        0..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min", seconds / 60),
-        _ if seconds < 2 * day => format!("{} h", seconds / 3600),
-        _ => format!("{} days", seconds / day),
-    }
 }
 
 /// Whether the token is for bridges: a registration without content is refused for that reason, or for another.

@@ -11,7 +11,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::token::Secret;
 use crate::transport::dial::{BaseUrl, DialError, Dialer, HttpDialer};
-use crate::transport::headers::TUNNEL_BRIDGE;
+use crate::transport::headers::{PROGRAM, TUNNEL_BRIDGE};
 use crate::transport::{Body, collect};
 
 /// Sends requests to one server.
@@ -55,10 +55,7 @@ impl Caller {
             .retry_canceled_requests(false)
             .build(HttpDialer(dialer.clone()));
         let mut headers = HeaderMap::new();
-        headers.insert(
-            USER_AGENT,
-            HeaderValue::from_static(concat!("tunnel/", env!("CARGO_PKG_VERSION"))),
-        );
+        headers.insert(USER_AGENT, HeaderValue::from_static(PROGRAM));
         Self {
             client,
             base: base.clone(),

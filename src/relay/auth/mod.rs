@@ -53,6 +53,11 @@ impl Identity {
         self.key == KeyId::Caller
     }
 
+    /// Whether it says that a person signed in at the provider.
+    pub fn is_sign_in(&self) -> bool {
+        matches!(self.key, KeyId::Provider(_))
+    }
+
     /// Whether its time is over, at that second since 1970.
     pub fn is_over(&self, now: u64) -> bool {
         self.expires.is_some_and(|end| end <= now)

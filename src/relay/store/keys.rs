@@ -81,7 +81,8 @@ pub struct Maker {
     pub id: Option<String>,
     /// When that token was issued; the operator's moment is now. Seconds since 1970.
     pub issued: u64,
-    /// When that token ends, seconds since 1970.
+    /// When what is made must have ended, seconds since 1970: with that token. A provider's is only the proof of the hour that its
+    /// holder signed in, and ends nothing.
     pub expires: Option<u64>,
 }
 
@@ -101,7 +102,7 @@ impl From<&Identity> for Maker {
         Self {
             id: Some(identity.id.to_string()),
             issued: identity.issued.unwrap_or_default(),
-            expires: identity.expires,
+            expires: identity.expires.filter(|_| !identity.is_sign_in()),
         }
     }
 }

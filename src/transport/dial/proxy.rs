@@ -15,6 +15,7 @@ use hyper_util::rt::TokioIo;
 
 use super::socks;
 use super::{DialError, Origin, Stream};
+use crate::transport::headers::PROGRAM;
 
 /// The proxies for relays with and without TLS, and which servers need none.
 #[derive(Clone, Default)]
@@ -208,7 +209,7 @@ impl Proxy {
         let target = server.host_and_port();
         let mut request = Request::connect(&target)
             .header(HOST, &target)
-            .header(USER_AGENT, concat!("tunnel/", env!("CARGO_PKG_VERSION")));
+            .header(USER_AGENT, PROGRAM);
         if let Some(password) = self.intercept.basic_auth() {
             request = request.header(PROXY_AUTHORIZATION, password);
         }

@@ -12,6 +12,7 @@ use http_body_util::BodyExt;
 use tokio::sync::{mpsc, oneshot};
 
 use super::TUNING;
+use crate::transport::headers::length;
 use crate::transport::{Body, BoxError, ExchangeError, Sliced, full};
 
 /// What an exchange comes to.
@@ -24,7 +25,7 @@ pub struct Answer {
     /// The next part to be taken.
     next: u32,
     /// What is left of the length that the head told, if it told one for a body.
-    left: Option<usize>,
+    left: Option<u64>,
     /// Of the head as it was taken: the same again is a repetition, another is a mistake.
     head: u64,
 }
@@ -49,14 +50,9 @@ impl Head {
     /// Whether its `Content-Length`, if it has one, may stand there; `whole`: it is that of the octets at hand. hyper sends it as it
     /// is, and a caller would take the beginning of its next answer for the rest of this one.
     pub fn has_true_length(&self, whole: bool) -> bool {
-        let mut values = self.response.headers().get_all(CONTENT_LENGTH).into_iter();
-        let Some(value) = values.next() else {
-            return true;
-        };
-        let digits = |text: &&str| text.bytes().all(|byte| byte.is_ascii_digit());
-        let length = value.to_str().ok().filter(digits).and_then(|text| text.parse().ok());
-        let fits = |length: u64| !whole || length == self.bytes.len() as u64;
-        values.next().is_none() && length.is_some_and(fits)
+        let headers = self.response.headers();
+        let fits = |length| !whole || length == self.bytes.len() as u64;
+        !headers.contains_key(CONTENT_LENGTH) || length(headers, &CONTENT_LENGTH).is_some_and(fits)
     }
 }
 
@@ -129,8 +125,7 @@ impl Answer {
                 Err(NotTaken::SecondHead)
             };
         }
-        let told = head.response.headers().get(CONTENT_LENGTH).filter(|_| !bodiless);
-        self.left = told.and_then(|length| length.to_str().ok()?.parse().ok());
+        self.left = length(head.response.headers(), &CONTENT_LENGTH).filter(|_| !bodiless);
         self.left = count(self.left, head.bytes.len(), !head.more)?;
         let Some(waiting) = self.waiting.take() else {
             return Err(NotTaken::Gone);
@@ -219,11 +214,11 @@ impl Answer {
 }
 
 /// Counts octets against the length that was told, if one was: hyper would cut what is over without a word.
-fn count(left: Option<usize>, octets: usize, end: bool) -> Result<Option<usize>, NotTaken> {
+fn count(left: Option<u64>, octets: usize, end: bool) -> Result<Option<u64>, NotTaken> {
     let Some(left) = left else {
         return Ok(None);
     };
-    let left = left.checked_sub(octets).filter(|left| !end || *left == 0);
+    let left = left.checked_sub(octets as u64).filter(|left| !end || *left == 0);
     left.map(Some).ok_or(NotTaken::WrongLength)
 }
 

@@ -38,15 +38,38 @@ pub(super) struct Queue<E> {
     turn: u64,
     /// How the last exchanges ended.
     finished: VecDeque<(u64, Finished)>,
-    draining: bool,
-    /// The bridge should go on over the connections that it has.
-    settling: bool,
-    /// Whether the bridge is still to be told either.
-    stop_news: bool,
-    /// A poll was told to settle.
-    settle_told: bool,
-    /// And the bridge has polled since.
-    settled: bool,
+    /// The bridge should register anew.
+    drain: Notice,
+    /// It should go on over the connections that it has.
+    settle: Notice,
+}
+
+/// How far something has come that the bridge is to be told once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Notice {
+    /// It is not to be told.
+    No,
+    /// The next batch tells it.
+    Wanted,
+    /// The last batch told it, and was not acknowledged.
+    Told,
+    /// The bridge knows.
+    Known,
+}
+
+impl Notice {
+    fn tell(&mut self) {
+        if *self == Self::Wanted {
+            *self = Self::Told;
+        }
+    }
+
+    /// The batch that may have told it came, or did not.
+    fn resolve(&mut self, came: bool) {
+        if *self == Self::Told {
+            *self = if came { Self::Known } else { Self::Wanted };
+        }
+    }
 }
 
 /// What one poll is told.
@@ -75,29 +98,24 @@ impl<E> Queue<E> {
             round_trip: None,
             turn: 0,
             finished: VecDeque::new(),
-            draining: false,
-            settling: false,
-            stop_news: false,
-            settle_told: false,
-            settled: false,
+            drain: Notice::No,
+            settle: Notice::No,
         }
     }
 
     /// Sets whether the bridge should register anew.
     pub(super) fn set_draining(&mut self, draining: bool) {
-        self.draining = draining;
-        self.stop_news = draining;
+        self.drain = if draining { Notice::Wanted } else { Notice::No };
     }
 
     /// The bridge should go on over the connections that it has.
     pub(super) fn settle(&mut self) {
-        self.settling = true;
-        self.stop_news = true;
+        self.settle = Notice::Wanted;
     }
 
-    /// Whether it was told so, and has polled since.
+    /// Whether it knows that.
     pub(super) fn is_settled(&self) -> bool {
-        self.settled
+        self.settle == Notice::Known
     }
 
     /// How many exchanges there are.
@@ -173,14 +191,16 @@ impl<E> Queue<E> {
 
     /// A poll begins, and says which batch it has. Returns its number.
     pub(super) fn begin_poll(&mut self, acknowledged: Option<u64>) -> u64 {
-        if !self.capabilities.ack || acknowledged == Some(self.batch) {
+        let came = !self.capabilities.ack || acknowledged == Some(self.batch);
+        if came {
             self.unacknowledged.clear();
             self.told.clear();
             if let Some(sent) = self.batch_sent.take().filter(|_| self.capabilities.ack) {
                 self.round_trip = Some(sent.elapsed());
             }
         }
-        self.settled |= self.settle_told;
+        self.drain.resolve(came);
+        self.settle.resolve(came);
         self.turn += 1;
         self.turn
     }
@@ -193,7 +213,8 @@ impl<E> Queue<E> {
             && self.unacknowledged.is_empty()
             && self.cancelled.is_empty()
             && self.told.is_empty()
-            && !self.stop_news);
+            && self.drain != Notice::Wanted
+            && self.settle != Notice::Wanted);
         if superseded || (whatever && !news) {
             return Some(Taken {
                 // Not the number of what the newer one got: who acknowledged that would lose it.
@@ -210,8 +231,8 @@ impl<E> Queue<E> {
         }
         self.batch += 1;
         self.batch_sent = Some(Instant::now());
-        self.stop_news = false;
-        self.settle_told = self.settling;
+        self.drain.tell();
+        self.settle.tell();
         self.told.append(&mut self.cancelled);
         // A bridge that never acknowledges may forget the oldest: they are hints.
         let over = self.told.len().saturating_sub(TUNING.told);
@@ -247,8 +268,8 @@ impl<E> Queue<E> {
         Batch {
             success: true,
             batch: self.batch,
-            drain: self.draining,
-            settle: self.settling,
+            drain: self.drain != Notice::No,
+            settle: self.settle != Notice::No,
             ..Batch::default()
         }
     }
@@ -307,6 +328,20 @@ mod tests {
         assert_eq!(poll(&mut queue, Some(1)), Some((3, vec![], vec![2])));
         assert_eq!(poll(&mut queue, Some(3)), None);
         assert_eq!(queue.finished_as(2), Some(Finished::Abandoned));
+    }
+
+    #[test]
+    fn a_bridge_that_is_to_settle_is_told_until_it_acknowledges_that() {
+        let mut queue = queue(true);
+        queue.push(1);
+        poll(&mut queue, None);
+        queue.settle();
+        assert_eq!(poll(&mut queue, Some(1)), Some((2, vec![], vec![])));
+        // That answer was lost on the way.
+        assert_eq!(poll(&mut queue, Some(1)), Some((3, vec![], vec![])));
+        assert!(!queue.is_settled());
+        assert_eq!(poll(&mut queue, Some(3)), None);
+        assert!(queue.is_settled());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::Uri;
-use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -23,6 +23,9 @@ const HTTP2_STREAMS: usize = 100;
 
 /// How long a request that has its turn waits for its connection.
 const TURN: Duration = Duration::from_secs(1);
+
+/// The most that is read of a connection at first, octets.
+const FIRST_READ: usize = 1024;
 
 /// Counts the connections of both pools.
 pub(super) struct Standing(watch::Sender<State>);
@@ -43,13 +46,14 @@ struct Counts {
 }
 
 impl State {
-    fn stands(&self) -> bool {
-        self.pools.iter().any(|pool| pool.room > 0)
+    /// Whether requests share the connections that stand, and no more are made.
+    fn shares(&self) -> bool {
+        self.settled && self.pools.iter().any(|pool| pool.room > 0)
     }
 
     /// The pool for the next request, if it can go out now.
     fn pick(&self, preferred: usize) -> Option<usize> {
-        if !(self.settled && self.stands()) {
+        if !self.shares() {
             return Some(preferred);
         }
         let has_room = |at: &usize| self.pools[*at].used < self.pools[*at].room;
@@ -98,7 +102,7 @@ impl Standing {
     /// Resolves when a connection may be made; an error if it should not.
     async fn may_dial(&self) -> io::Result<()> {
         let mut changes = self.0.subscribe();
-        let may = changes.wait_for(|state| !(state.settled && state.stands()));
+        let may = changes.wait_for(|state| !state.shares());
         // The request has its turn: one that stands is free for it in a moment.
         let waited = timeout(TURN, may).await;
         match waited {
@@ -113,7 +117,7 @@ impl Standing {
         let settled = changes.borrow_and_update().settled;
         (!settled).then(|| {
             async move {
-                if changes.wait_for(|state| state.settled && state.stands()).await.is_err() {
+                if changes.wait_for(State::shares).await.is_err() {
                     std::future::pending::<()>().await;
                 }
             }
@@ -217,20 +221,28 @@ impl Connection for StandingStream {
 }
 
 impl Read for StandingStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        match Pin::new(&mut this.stream).poll_read(cx, buf) {
-            Poll::Ready(read) => {
+        if this.room > 0 {
+            return Pin::new(&mut this.stream).poll_read(cx, buf);
+        }
+        // A cursor does not tell what was put in: the first octets go through a buffer that does.
+        let mut octets = [0; FIRST_READ];
+        let room = buf.remaining().min(FIRST_READ);
+        let mut first = ReadBuf::new(&mut octets[..room]);
+        if let Poll::Ready(read) = Pin::new(&mut this.stream).poll_read(cx, first.unfilled()) {
+            if !first.filled().is_empty() {
+                buf.put_slice(first.filled());
                 this.count();
-                Poll::Ready(read)
             }
-            Poll::Pending => match &mut this.passed_over {
-                Some(passed_over) => {
-                    ready!(passed_over.as_mut().poll(cx));
-                    Poll::Ready(Err(io::Error::other("the relay takes no more connections")))
-                }
-                None => Poll::Pending,
-            },
+            return Poll::Ready(read);
+        }
+        match &mut this.passed_over {
+            Some(passed_over) => {
+                ready!(passed_over.as_mut().poll(cx));
+                Poll::Ready(Err(io::Error::other("the relay takes no more connections")))
+            }
+            None => Poll::Pending,
         }
     }
 }

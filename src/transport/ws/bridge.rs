@@ -103,10 +103,7 @@ pub fn upgrade_request(
         .header(SEC_WEBSOCKET_KEY, key)
         .header(SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL)
         .header(AUTHORIZATION, hello.token.bearer())
-        .header(
-            USER_AGENT,
-            format!("tunnel/{} ({})", env!("CARGO_PKG_VERSION"), std::env::consts::OS),
-        )
+        .header(USER_AGENT, format!("{} ({})", names::PROGRAM, std::env::consts::OS))
         .header(names::TUNNEL_CLIENT_ID, &hello.client_id)
         .header(names::TUNNEL_INSTANCE, &hello.instance)
         .header(names::TUNNEL_BRIDGE_NAME, &hello.name)

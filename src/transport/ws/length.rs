@@ -10,7 +10,7 @@ use http::{Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 
-use crate::transport::headers::TUNNEL_CONTENT_LENGTH;
+use crate::transport::headers::{TUNNEL_CONTENT_LENGTH, length};
 use crate::transport::{Body, BoxError, usage};
 
 /// The bridge puts the length aside where trailers are announced.
@@ -27,19 +27,12 @@ pub(super) fn put_aside(response: &mut Response<Body>) {
 /// without a word.
 pub(super) fn put_back(response: Response<Body>) -> Response<Body> {
     let headers = response.headers();
-    let mut told = headers.get_all(TUNNEL_CONTENT_LENGTH).into_iter();
-    let (Some(value), None) = (told.next(), told.next()) else {
+    let fits = response.status() == StatusCode::OK && !headers.contains_key(CONTENT_LENGTH);
+    let Some(left) = length(headers, &TUNNEL_CONTENT_LENGTH).filter(|_| fits) else {
         return response;
     };
-    let digits = |text: &&str| text.bytes().all(|byte| byte.is_ascii_digit());
-    let length = value.to_str().ok().filter(digits).and_then(|text| text.parse().ok());
-    let Some(left) = length.filter(|_| response.status() == StatusCode::OK && !headers.contains_key(CONTENT_LENGTH))
-    else {
-        return response;
-    };
-    let value = value.clone();
     let mut response = response.map(|body| Measured { body, left }.boxed_unsync());
-    response.headers_mut().insert(CONTENT_LENGTH, value);
+    response.headers_mut().insert(CONTENT_LENGTH, left.into());
     response
 }
 

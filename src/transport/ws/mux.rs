@@ -476,17 +476,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 
     fn next_message(&mut self, cx: &mut Context<'_>) -> Option<Message> {
         let mut state = self.shared.lock();
-        if self.closing.is_some() {
-            return None;
-        }
-        if let Some(text) = state.texts.pop_front() {
-            return Some(Message::Text(text.into()));
-        }
-        if state.streams.has_message() {
-            let mut out = BytesMut::new();
-            state.streams.next_message(&mut out);
-            if !out.is_empty() {
-                return Some(Message::Binary(out.freeze()));
+        if self.closing.is_none() {
+            if let Some(text) = state.texts.pop_front() {
+                return Some(Message::Text(text.into()));
+            }
+            if state.streams.has_message() {
+                let mut out = BytesMut::new();
+                state.streams.next_message(&mut out);
+                if !out.is_empty() {
+                    return Some(Message::Binary(out.freeze()));
+                }
             }
         }
         state.driver = Some(cx.waker().clone());

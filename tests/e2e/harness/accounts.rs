@@ -1,6 +1,7 @@
 //! A relay that is a process of its own, with its database: SQLite in its folder, or a PostgreSQL.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -99,6 +100,16 @@ impl Site {
         self.caller(token).await.get("/api/tags").await.status().as_u16()
     }
 
+    /// Waits until the caller is answered so.
+    pub(crate) async fn answered(&self, credential: &str, status: u16) {
+        super::within("the answer that is expected", async {
+            while self.status(credential).await != status {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+    }
+
     /// What `/readyz` says.
     pub(crate) async fn readiness(&self) -> (u16, Value) {
         let response = self.caller("").await.get("/readyz").await;
@@ -135,6 +146,11 @@ impl Site {
         let seen = tokio::time::timeout(super::PATIENCE, seen).await;
         assert!(seen.is_ok(), "{told} exchanges are told of instead of {exchanges}");
     }
+}
+
+/// What a relay that runs may take to notice: a second, which the long run asserts; the short one may share its machine with others.
+pub(crate) fn notice() -> Duration {
+    Duration::from_secs(if super::long() { 1 } else { 3 })
 }
 
 /// The id that a token carries.

@@ -26,6 +26,17 @@ pub(crate) enum Transport {
     Auto,
 }
 
+impl Transport {
+    /// As `--transport` takes it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Ws => "ws",
+            Self::Poll => "poll",
+            Self::Auto => "auto",
+        }
+    }
+}
+
 impl From<Transport> for Mode {
     fn from(transport: Transport) -> Self {
         match transport {

@@ -33,3 +33,22 @@ async fn a_goodbye_does_not_wait_for_a_side_that_does_not_read() {
     });
     ended.await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_until_all_is_told_is_called_after_a_goodbye_too() {
+    let (near, _far) = tokio::io::duplex(4096);
+    let (mux, mut driver) = start(Socket::new(near, Bytes::new(), Role::Server).await, Side::Opener, 8);
+    mux.close(close::TOKEN, "token");
+    let (told, mut called) = tokio::sync::oneshot::channel();
+    let waiting = async {
+        tokio::task::yield_now().await;
+        mux.when_told(Box::new(|| told.send(()).unwrap()));
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        biased;
+        event = driver.next() => panic!("{event:?}"),
+        _ = &mut called => {}
+        () = waiting => {}
+    }
+}
