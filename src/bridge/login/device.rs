@@ -19,8 +19,9 @@ const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 /// No code is good for longer.
 const LONGEST_LIFE: Duration = Duration::from_secs(3600);
-/// What is asked for: who it is, and to stay signed in (OpenID Connect Core §5.4 and §11).
-const SCOPES: [&str; 3] = ["openid", "email", "offline_access"];
+/// What is asked for: who it is, with groups where they are part of the profile (Authentik), and to stay signed in (OpenID Connect
+/// Core §5.4 and §11).
+const SCOPES: [&str; 4] = ["openid", "profile", "email", "offline_access"];
 /// What the relay tells tokens apart by, where the provider knows it.
 const OWN_SCOPES: [&str; 2] = ["bridge", "api"];
 
@@ -215,8 +216,8 @@ mod tests {
             let supported: Vec<_> = supported.iter().map(|name| (*name).to_owned()).collect();
             scopes(Some(&supported))
         };
-        assert_eq!(scopes(None), "openid email offline_access");
-        assert_eq!(of(&["openid", "profile"]), "openid");
+        assert_eq!(scopes(None), "openid profile email offline_access");
+        assert_eq!(of(&["openid", "phone"]), "openid");
         assert_eq!(
             of(&["api", "email", "bridge", "openid", "manage"]),
             "openid email bridge api"
