@@ -24,10 +24,6 @@ use crate::harness::{
 /// How long access tokens live where they are refreshed, seconds: so long that a busy machine is in time.
 const LIFE: u64 = 9;
 
-fn option(transport: Transport) -> &'static str {
-    if transport == Transport::Poll { "poll" } else { "ws" }
-}
-
 /// Begins to log in; the address that is shown.
 async fn begin(desktop: &Desktop) -> (Process, String) {
     let mut login = desktop.start(&["bridge", "login", "--relay", &desktop.relay]);
@@ -60,7 +56,7 @@ fn dialer() -> Dialer {
 async fn chat_across_refreshes(relay: &TestRelay, desktop: &Desktop, transport: Transport) {
     let upstream = Upstream::scripted().await;
     let url = format!("http://{}", upstream.address);
-    let mut bridge = desktop.start(&["bridge", "--transport", option(transport), "--upstream", &url]);
+    let mut bridge = desktop.start(&["bridge", "--transport", transport.name(), "--upstream", &url]);
     ready(relay, "ann").await;
     let session = relay.relay.registry.pick("ann", None).unwrap();
     // Who asks must be let in all the while, too.
@@ -111,7 +107,7 @@ on_each_transport! {
         let desktop = Desktop::of(relay.address);
         assert_eq!(log_in(&mut provider, &desktop, "confirm").await, Some(0));
         let stolen = kept(&desktop)["refreshToken"].as_str().unwrap().to_owned();
-        let mut bridge = desktop.start(&["bridge", "--transport", option(transport)]);
+        let mut bridge = desktop.start(&["bridge", "--transport", transport.name()]);
         bridge.error_line("connected").await;
         bridge.error_line("the sign-in was refreshed").await;
         // The provider sees it used twice, and trusts neither.
