@@ -110,6 +110,41 @@ pub fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
     make_beside(path, content, |fresh| fs::rename(fresh, path))
 }
 
+/// Takes a lock that one process has at a time, and that ends with the file that is returned; none while another one has it. Where a
+/// platform has no such locks, everybody gets it.
+///
+/// # Errors
+/// The system's.
+pub fn try_lock(path: &Path) -> io::Result<Option<fs::File>> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    #[cfg(windows)]
+    std::os::windows::fs::OpenOptionsExt::share_mode(&mut options, 0);
+    match options.open(path) {
+        Ok(file) => lock_opened(file),
+        // ERROR_SHARING_VIOLATION: somebody else has it open.
+        Err(error) if cfg!(windows) && error.raw_os_error() == Some(32) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(unix)]
+fn lock_opened(file: fs::File) -> io::Result<Option<fs::File>> {
+    use rustix::fs::{FlockOperation, flock};
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(not(unix))]
+fn lock_opened(file: fs::File) -> io::Result<Option<fs::File>> {
+    Ok(Some(file))
+}
+
 /// Reads a file, or makes it first of `content`; another process that makes it at the same time wins or loses, both read the
 /// same.
 ///
@@ -147,6 +182,16 @@ fn make_beside(path: &Path, content: &[u8], place: impl FnOnce(&Path) -> io::Res
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lock_is_had_by_one_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let lock = try_lock(&path).unwrap();
+        assert!(lock.is_some() && try_lock(&path).unwrap().is_none());
+        drop(lock);
+        assert!(try_lock(&path).unwrap().is_some());
+    }
 
     #[test]
     fn a_file_is_made_once_and_read_ever_after() {

@@ -1,9 +1,10 @@
 //! What only some platforms can do, with a plain fallback for the others; what a service manager and a process tell each other is in
 //! [`service`], how the manager is given a bridge to run in [`autostart`], what
-//! keeps a desktop from sleeping in [`awake`].
+//! keeps a desktop from sleeping in [`awake`], how its browser is asked for a page in [`browser`].
 
 pub mod autostart;
 pub mod awake;
+pub mod browser;
 pub mod service;
 
 /// Raises the soft limit of open files to the hard one, and returns what it is then; none where there is no such limit.

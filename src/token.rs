@@ -53,6 +53,9 @@ pub struct Claims {
     /// Scopes, separated by spaces (RFC 8693 §4.2).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<String>,
+    /// The provider that issued it; the relay's own tokens name nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iss: Option<String>,
 }
 
 impl Claims {

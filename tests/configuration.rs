@@ -18,7 +18,7 @@ Every option of every command, as `--help` has them. Made from the program itsel
   the variable over the default. An option that takes no value is turned on by `1`, `true`, `yes` or `on`. A variable counts for every
   command that has an option of this name.
 - **Secrets** are never options, which other users of the machine can read. The token of a bridge, a probe or a bench comes from the
-  variable `TUNNEL_TOKEN`, from a file that `--token-file` names, or from a login ([keys.md](keys.md)); other secrets come from files
+  variable `TUNNEL_TOKEN`, from a file that `--token-file` names, or from a login ([keys.md](keys.md), [oidc.md](oidc.md#on-a-desktop)); other secrets come from files
   that options name.
 - **Proxies** on the way to a relay are also taken from `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`.
 - **Times** are written `400ms`, `10s`, `15m`, `12h` or `90d`; **sizes** `64KiB` or `10MB`, or as a number of octets.

@@ -46,4 +46,6 @@ pub enum TokenSource {
     Given(Secret),
     /// In a file that is read again at each connect, and written when the token is renewed.
     File(PathBuf),
+    /// Of the sign-in in a file (`bridge::login`), refreshed at its provider.
+    Login(PathBuf),
 }

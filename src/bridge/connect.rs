@@ -22,7 +22,7 @@ const LONGEST_REASON: usize = 200;
 impl Bridge {
     /// One try to connect.
     pub(super) async fn connect_once(&mut self) -> Result<Uplink, Failed> {
-        let token = self.credential.read()?;
+        let token = self.credential.ready(&self.connector.dialer).await?;
         let connected = match self.choice.first() {
             Transport::Ws => self.ws_first(token).await,
             Transport::Poll => self.poll_first(token).await,
@@ -166,7 +166,7 @@ impl Bridge {
         match error {
             ConnectError::Refused { detail, .. } if error.is_final() => {
                 let since = *self.refused_since.get_or_insert_with(Instant::now);
-                if self.succeeded && since.elapsed() < REFUSED_FOR {
+                if self.credential.note_refused() || self.succeeded && since.elapsed() < REFUSED_FOR {
                     Ok(None)
                 } else {
                     Err(Stopped::Refused(detail.clone()))

@@ -1,27 +1,32 @@
-//! The bridge's token: read at each connect, renewed in time, its end announced.
+//! The bridge's token: read at each connect, renewed in time, its end announced. The relay renews its own tokens; one of a provider
+//! is refreshed there, as [`login`] does it.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::header::{AUTHORIZATION, HOST};
 use http::{Request, StatusCode};
-
-use super::config::TokenSource;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::config::TokenSource;
+use super::login::{self, Login, LoginError};
 use crate::files;
 use crate::token::{Claims, Secret, span};
 use crate::transport::dial::{Dialer, RelayUrl};
 use crate::transport::http1::{self, Connection};
+use crate::transport::issuer::FetchError;
 use crate::transport::{collect, empty};
 
 /// Before its end, a token that could not be renewed is announced.
 const ANNOUNCED: Duration = Duration::from_secs(14 * 24 * 3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// Between two renewals.
+/// Between two renewals at the relay, and after one that failed.
 const PAUSE: Duration = Duration::from_secs(60);
-/// After a renewal that failed.
 const RETRY: Duration = Duration::from_secs(600);
+/// The same at a provider, whose tokens may live for minutes.
+const LOGIN_PAUSE: Duration = Duration::from_secs(1);
+const LOGIN_RETRY: Duration = Duration::from_secs(30);
 /// How long the relay may take to renew.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -39,6 +44,16 @@ pub enum TokenError {
     /// There is nothing in it.
     #[error("the token file {0} is empty")]
     Empty(String),
+    /// Nobody is signed in.
+    #[error(transparent)]
+    Login(#[from] LoginError),
+}
+
+impl TokenError {
+    /// Whether it may be otherwise in a moment, with nobody doing anything.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Login(error) if error.may_pass())
+    }
 }
 
 /// Keeps the token that is in use.
@@ -47,8 +62,14 @@ pub struct Credential {
     source: TokenSource,
     /// What the source said when it was last read.
     read: Option<Secret>,
+    /// The sign-in that it came of.
+    login: Option<Login>,
+    /// A refresh under way. It is not left halfway, whatever else happens: its answer must be kept.
+    refreshing: Option<JoinHandle<Result<Login, LoginError>>>,
     /// What the relay gave since, where the source could not keep it.
     renewed: Option<Secret>,
+    /// The token that the relay did not take.
+    refused: Option<Secret>,
     /// After a failure.
     next_try: Option<SystemTime>,
     /// Not before this, whatever the clock says: a desktop's clock may be hours off.
@@ -62,14 +83,38 @@ impl Credential {
         Self {
             source,
             read: None,
+            login: None,
+            refreshing: None,
             renewed: None,
+            refused: None,
             next_try: None,
             not_before: None,
             announced: None,
         }
     }
 
-    /// The token to connect with. One that was put into the file meanwhile goes before one that was renewed.
+    /// The token to connect with; that of a sign-in is refreshed first if it has ended, or was refused.
+    ///
+    /// # Errors
+    /// [`TokenError`] when there is none.
+    pub async fn ready(&mut self, dialer: &Dialer) -> Result<Secret, TokenError> {
+        let token = self.read()?;
+        let TokenSource::Login(path) = self.source.clone() else {
+            return Ok(token);
+        };
+        let is_good = self.login.as_ref().is_some_and(|login| !login.has_ended());
+        if is_good && self.refused.as_ref() != Some(&token) {
+            return Ok(token);
+        }
+        match self.refresh(&path, dialer).await {
+            Ok(fresh) => Ok(fresh),
+            // Refused once, it may have been the relay that was not ready.
+            Err(_) if is_good => Ok(token),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The token as it is now. One that was put into the file meanwhile goes before one that was renewed.
     ///
     /// # Errors
     /// [`TokenError`] when the file has none.
@@ -77,6 +122,7 @@ impl Credential {
         let fresh = match &self.source {
             TokenSource::Given(token) => token.clone(),
             TokenSource::File(path) => read_file(path)?,
+            TokenSource::Login(path) => self.login.insert(Login::read(path)?).token(),
         };
         if self.read.as_ref() != Some(&fresh) {
             self.renewed = None;
@@ -84,6 +130,14 @@ impl Credential {
             self.read = Some(fresh.clone());
         }
         Ok(self.renewed.clone().unwrap_or(fresh))
+    }
+
+    /// The relay did not take the token that it was shown. Whether there may be another one, of the same sign-in: if a fresh one
+    /// was refused as well, it is not the token that is wrong.
+    pub fn note_refused(&mut self) -> bool {
+        let is_first = self.refused.is_none();
+        self.refused = self.current().cloned();
+        is_first && self.login.as_ref().is_some_and(Login::is_renewable)
     }
 
     fn current(&self) -> Option<&Secret> {
@@ -110,17 +164,42 @@ impl Credential {
         }
     }
 
+    /// When the token came and when it ends, seconds since 1970.
+    fn life(&self) -> Option<(Option<u64>, u64)> {
+        match &self.login {
+            Some(login) => {
+                let (issued, end) = login.life();
+                Some((Some(issued), end))
+            }
+            None => {
+                let claims = Claims::peek(self.current()?)?;
+                Some((claims.iat, claims.exp?))
+            }
+        }
+    }
+
+    /// Whether there is somebody who renews it: a provider does so for a sign-in, the relay for a token of its own.
+    fn is_renewable(&self) -> bool {
+        match &self.login {
+            Some(login) => login.is_renewable(),
+            None => self
+                .current()
+                .and_then(Claims::peek)
+                .is_some_and(|claims| claims.iss.is_none()),
+        }
+    }
+
     /// When a third of its life is left.
     fn renewal_time(&self) -> Option<SystemTime> {
-        let claims = Claims::peek(self.current()?)?;
-        let (issued, end) = (claims.iat?, claims.exp?);
-        let third = end.checked_sub(issued)? / 3;
+        let (issued, end) = self.life().filter(|_| self.is_renewable())?;
+        let third = end.checked_sub(issued?)? / 3;
         UNIX_EPOCH.checked_add(Duration::from_secs(end - third))
     }
 
     fn announce(&mut self, now: SystemTime) {
-        let end = self.current().and_then(Claims::peek).and_then(|claims| claims.exp);
-        let end = end.and_then(|end| UNIX_EPOCH.checked_add(Duration::from_secs(end)));
+        let end = self
+            .life()
+            .and_then(|(_, end)| UNIX_EPOCH.checked_add(Duration::from_secs(end)));
         let left = end.and_then(|end| end.duration_since(now).ok());
         // One that will be renewed when its time has come, and did not fail to be, is nothing to worry about.
         let renewable = self.renewal_time().is_some() && self.next_try.is_none();
@@ -132,15 +211,33 @@ impl Credential {
             && !told
         {
             self.announced = Some(now);
-            tracing::warn!(
-                "the token ends in {}; it is renewed by itself while the relay can be reached",
-                span(left)
-            );
+            let what_then = if self.is_renewable() {
+                "it is renewed by itself while it can be"
+            } else {
+                "it is not renewed: before that, sign in again with tunnel bridge login, or give another one"
+            };
+            tracing::warn!("the token ends in {}; {what_then}", span(left));
         }
     }
 
-    /// Asks the relay for a fresh token and keeps it. Returns it if there is one.
+    /// Has the token renewed and keeps it. Returns the fresh one if there is one.
     pub async fn renew(&mut self, dialer: &Dialer, relay: &RelayUrl) -> Option<Secret> {
+        if let TokenSource::Login(path) = self.source.clone() {
+            // Whoever is connected was let in.
+            self.refused = None;
+            let is_first = self.next_try.is_none();
+            return match self.refresh(&path, dialer).await {
+                Ok(token) => Some(token),
+                Err(error) => {
+                    if !error.may_pass() {
+                        tracing::warn!("{error}");
+                    } else if is_first {
+                        tracing::warn!("{error}; the token is good for now, and it is tried again and again");
+                    }
+                    None
+                }
+            };
+        }
         let current = self.current()?.clone();
         self.not_before = Some(Instant::now() + PAUSE);
         match tokio::time::timeout(TIMEOUT, request(dialer, relay, &current)).await {
@@ -157,6 +254,45 @@ impl Credential {
         tracing::warn!("the token could not be renewed: {why}; trying again in ten minutes");
         self.next_try = Some(SystemTime::now() + RETRY);
         None
+    }
+
+    /// Refreshes the sign-in, or goes on with a refresh that was left.
+    async fn refresh(&mut self, path: &Path, dialer: &Dialer) -> Result<Secret, LoginError> {
+        self.not_before = Some(Instant::now() + LOGIN_PAUSE);
+        let begin = || tokio::spawn(login::refresh(path.to_owned(), dialer.clone(), self.refused.clone()));
+        let joined = self.refreshing.get_or_insert_with(begin).await;
+        self.refreshing = None;
+        let broken = || LoginError::Provider(FetchError::Broken("the provider".to_owned()));
+        let refreshed = joined.unwrap_or_else(|_| Err(broken()));
+        match refreshed {
+            Ok(login) => {
+                let token = login.token();
+                tracing::info!("the sign-in was refreshed");
+                (self.next_try, self.announced) = (None, None);
+                self.read = Some(token.clone());
+                self.login = Some(login);
+                Ok(token)
+            }
+            Err(error) => {
+                if let Some(login) = self.login.as_mut() {
+                    let (issued, end) = login.life();
+                    let tenth = Duration::from_secs(end.saturating_sub(issued) / 10);
+                    self.next_try = Some(SystemTime::now() + tenth.clamp(LOGIN_PAUSE, LOGIN_RETRY));
+                    if !error.may_pass() {
+                        login.give_up();
+                    }
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for what must not be left halfway.
+    pub async fn settle(&mut self) {
+        if let Some(refreshing) = self.refreshing.take() {
+            // Its outcome is in the file.
+            let _ = refreshing.await;
+        }
     }
 
     fn keep(&mut self, fresh: Secret) {
@@ -255,6 +391,23 @@ mod tests {
         credential.keep(Secret::new("three"));
         assert_eq!(credential.current().unwrap().expose(), "three");
         assert_eq!(credential.read().unwrap().expose(), "another");
+    }
+
+    #[test]
+    fn the_relay_is_not_asked_to_renew_a_token_of_a_provider() {
+        use base64::Engine;
+        use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+        let renewal = |claims: &str| {
+            let token = Secret::new(&format!("e30.{}.x", URL_SAFE_NO_PAD.encode(claims)));
+            let mut credential = Credential::new(TokenSource::Given(token));
+            credential.read().unwrap();
+            credential.renewal_time()
+        };
+        assert!(renewal(r#"{"sub":"ann","iat":1000,"exp":1300}"#).is_some());
+        assert_eq!(
+            renewal(r#"{"sub":"ann","iat":1000,"exp":1300,"iss":"https://login.example.com"}"#),
+            None
+        );
     }
 
     #[test]

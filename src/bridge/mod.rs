@@ -10,6 +10,7 @@ pub mod config;
 mod connect;
 pub mod credential;
 pub mod local;
+pub mod login;
 pub mod memory;
 pub mod network;
 pub mod policy;
@@ -217,7 +218,7 @@ impl Bridge {
                     }
                     Err(stopped) => return stopped,
                 },
-                Err(Failed::Token(error)) if !self.succeeded => return error.into(),
+                Err(Failed::Token(error)) if !self.succeeded && !error.may_pass() => return error.into(),
                 Err(Failed::Token(error)) => (error.to_string(), self.backoff.next(None), false),
                 Err(Failed::Connect(error)) => match self.judge(&error) {
                     Err(stopped) => return stopped,
@@ -406,6 +407,8 @@ impl Bridge {
         tokio::select! {
             fresh = self.credential.renew(dialer, relay) => {
                 if let Some(token) = fresh {
+                    // Those that were left finish what they have for as long as there is a token.
+                    self.older.iter().for_each(|older| older.show_token(token.clone()));
                     uplink.show_token(token);
                 }
                 None
@@ -450,6 +453,7 @@ impl Bridge {
     }
 
     async fn finish(&mut self) {
+        self.credential.settle().await;
         while self.links.join_next().await.is_some() {}
     }
 }

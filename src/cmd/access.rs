@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Failure;
-use super::login;
+use super::login::{kept, provider};
 use super::proxy::ProxyArgs;
 use crate::bridge::config::TokenSource;
+use crate::bridge::login;
 use crate::token::Secret;
 use crate::transport::dial::{Dialer, RelayUrl};
 
@@ -49,7 +50,7 @@ impl RelayArgs {
         match &self.relay {
             Some(text) => network.relay(text),
             None => {
-                let of_login = if self.has_token() { None } else { login::only()? };
+                let of_login = if self.has_token() { None } else { kept::only()? };
                 network.check(of_login.ok_or_else(|| Failure::usage(missing("the relay's address", command)))?)
             }
         }
@@ -57,9 +58,12 @@ impl RelayArgs {
 
     /// Where the token for a relay comes from.
     pub(super) fn token(&self, relay: &RelayUrl, command: &str) -> Result<TokenSource, Failure> {
-        let of_login = || login::token_file(relay).map(TokenSource::File);
-        let found = self.given_token().or_else(of_login);
-        found.ok_or_else(|| Failure::usage(missing("a token", command)))
+        self.source(relay).ok_or_else(|| no_token(command))
+    }
+
+    /// The same, if it comes from anywhere.
+    pub(super) fn source(&self, relay: &RelayUrl) -> Option<TokenSource> {
+        self.given_token().or_else(|| kept::source(relay))
     }
 
     /// The same, if it was said for this once.
@@ -82,12 +86,16 @@ impl RelayArgs {
         self.token_file = Some(token_file);
     }
 
-    /// The token as it is now.
-    pub(super) fn read_token(&self, relay: &RelayUrl, command: &str) -> Result<Secret, Failure> {
+    /// The token as it is now; that of a sign-in is refreshed where it is time for it.
+    pub(super) async fn read_token(&self, relay: &RelayUrl, dialer: &Dialer, command: &str) -> Result<Secret, Failure> {
         match self.token(relay, command)? {
             TokenSource::Given(token) => Ok(token),
             TokenSource::File(path) if self.token_file.is_some() => read_secret("--token-file", &path),
             TokenSource::File(path) => read_secret("the token of the login", &path),
+            TokenSource::Login(path) => {
+                let login = login::usable(path, dialer.clone()).await;
+                Ok(login.map_err(provider::failure)?.token())
+            }
         }
     }
 }
@@ -128,10 +136,15 @@ pub(super) fn read_secret(what: &str, path: &std::path::Path) -> Result<Secret, 
     Ok(secret)
 }
 
+/// There is no token; `command` is what would be typed with one.
+pub(super) fn no_token(command: &str) -> Failure {
+    Failure::usage(missing("a token", command))
+}
+
 fn missing(what: &str, command: &str) -> String {
     format!(
         "{what} is needed. This would work:\n  TUNNEL_TOKEN=… tunnel {command} --relay https://relay.example.com\n\
          The relay's operator makes a token with: tunnel relay token --user NAME\n\
-         Or, with a code from: tunnel relay pair --user NAME\n  tunnel bridge login --relay https://relay.example.com"
+         Or sign in, or use a code from tunnel relay pair --user NAME:\n  tunnel bridge login --relay https://relay.example.com"
     )
 }

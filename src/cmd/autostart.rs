@@ -50,6 +50,15 @@ pub(super) enum Wish {
     Uninstall,
 }
 
+/// With what the bridge that the system runs is let in.
+#[derive(Debug)]
+pub(super) enum Installed {
+    /// A token in this file, which is to be put there if one is given.
+    Token(PathBuf, Option<Secret>),
+    /// The login for the relay.
+    Login,
+}
+
 impl AutostartArgs {
     /// What is asked for, if anything.
     pub(super) fn wish(&self) -> Option<Wish> {
@@ -66,21 +75,24 @@ impl AutostartArgs {
     }
 
     /// Puts the token into its place, and has the system run the bridge.
-    pub(super) fn install(&self, token: Option<&Secret>) -> Result<(), Failure> {
+    pub(super) fn install(&self, from: &Installed) -> Result<(), Failure> {
         if let Some((variable, option)) = self.given.variables.first() {
             return Err(Failure::usage(format!(
                 "{variable} is not known to what systemd starts: give it as an option, {option}"
             )));
         }
         autostart::check().map_err(explain)?;
-        let (config, place) = (config_folder()?, token_file()?);
-        let mut arguments = vec!["bridge".to_owned(), format!("--token-file={}", text(&place)?)];
+        let config = config_folder()?;
+        let mut arguments = vec!["bridge".to_owned()];
+        if let Installed::Token(place, _) = from {
+            arguments.push(format!("--token-file={}", text(place)?));
+        }
         for word in &self.given.words {
             arguments.push(text(Path::new(word))?.to_owned());
         }
         let program = std::env::current_exe().context("cannot tell where this program is")?;
-        if let Some(token) = token {
-            keep(&place, token).map_err(|error| explain(AutostartError::file(&place, &error)))?;
+        if let Installed::Token(place, Some(token)) = from {
+            keep(place, token).map_err(|error| explain(AutostartError::file(place, &error)))?;
         }
         let lingers = autostart::install(&config, text(&program)?, &arguments).map_err(explain)?;
         if let Some(how) = autostart::first_end().map_err(explain)? {
@@ -91,13 +103,16 @@ impl AutostartArgs {
             )
             .into());
         }
+        let how = match from {
+            Installed::Token(place, _) => format!("Its token is in {}, where it is renewed.", place.display()),
+            Installed::Login => "It is signed in as you are, until: tunnel bridge logout".to_owned(),
+        };
         tell(&format!(
             "The bridge runs, and will whenever this machine does: {}\n\
-             Its token is in {}, where it is renewed.\n\
+             {how}\n\
              What it says:  journalctl --user -u tunnel-bridge -f\n\
              To undo this:  tunnel bridge --uninstall",
             autostart::unit_path(&config).display(),
-            place.display()
         ));
         if !lingers {
             tell(

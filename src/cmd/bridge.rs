@@ -8,13 +8,14 @@ use anyhow::Context;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::access::{NetworkArgs, RelayArgs};
-use super::autostart::{self, AutostartArgs, Wish};
+use super::access::{NetworkArgs, RelayArgs, no_token, read_secret};
+use super::autostart::{self, AutostartArgs, Installed, Wish};
 use super::login::{self, LoginCommand};
 use super::{Exit, Failure, Switch};
 use crate::bridge::awake::keep_awake;
 use crate::bridge::choice::{self, Mode, Timing};
-use crate::bridge::config::Config;
+use crate::bridge::config::{Config, TokenSource};
+use crate::bridge::credential::TokenError;
 use crate::bridge::policy::{Policy, Rule};
 use crate::bridge::status::{Phase, Status};
 use crate::bridge::{self, Stopped};
@@ -233,21 +234,25 @@ pub fn main(args: Args, bars: &MultiProgress) -> Result<(), Failure> {
 fn install(mut args: Args) -> Result<(), Failure> {
     let place = autostart::token_file()?;
     let relay = args.relay.relay(&args.network, "bridge")?;
-    // One that was put there before, and renewed since, is as good where there is no other for this relay. It is shown to no other.
-    let has_another = args.relay.has_token() || login::token_file(&relay).is_some();
-    let token = if !has_another && place.exists() && autostart::goes_to(&relay)? {
-        None
-    } else {
-        let token = args.relay.read_token(&relay, "bridge")?;
-        (!is_renewed(&place, &token)).then_some(token)
-    };
     let mut autostart = std::mem::take(&mut args.autostart);
     if !args.relay.is_given() {
         autostart.name_relay(&relay);
     }
-    args.relay.settle(&relay, place);
+    let put = |token: Secret| Installed::Token(place.clone(), (!is_renewed(&place, &token)).then_some(token));
+    let from = match args.relay.source(&relay) {
+        // It stays where it is: whoever uses it refreshes it there.
+        Some(TokenSource::Login(_)) => Installed::Login,
+        Some(TokenSource::Given(token)) => put(token),
+        Some(TokenSource::File(path)) => put(read_secret("--token-file", &path)?),
+        // One that was put there before, and renewed since, is as good. It is shown to no other relay.
+        None if place.exists() && autostart::goes_to(&relay)? => Installed::Token(place, None),
+        None => return Err(no_token("bridge")),
+    };
+    if let Installed::Token(place, _) = &from {
+        args.relay.settle(&relay, place.clone());
+    }
     Config::try_from(args)?;
-    autostart.install(token.as_ref())
+    autostart.install(&from)
 }
 
 /// Whether what stands in the file came of renewing this very token.
@@ -285,6 +290,7 @@ pub(super) fn explain(stopped: Stopped) -> Failure {
             Exit::Refused,
             anyhow::anyhow!("{stopped}\nThe operator makes one with: tunnel relay token --user NAME"),
         ),
+        Stopped::NoToken(TokenError::Login(error)) => login::provider::failure(error),
         Stopped::NoToken(_) => Failure::new(Exit::Usage, stopped),
         Stopped::Replaced | Stopped::NoRandom(_) => Failure::new(Exit::Failed, stopped),
     }

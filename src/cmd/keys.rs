@@ -2,22 +2,21 @@
 
 use anyhow::Context;
 use clap::Subcommand;
-use fast_qr::{QRBuilder, QRCode};
 
 use super::accounts::{
     Expiry, ListArgs, await_second_after_deletion, check_user, ended, expiry, label, tell_made, time, until,
 };
 use super::database::DatabaseArgs;
 use super::secret::SecretArgs;
-use super::{Failure, print, tell};
+use super::{Failure, print, qr, tell};
 use crate::relay::auth::caller_keys;
 use crate::relay::auth::tokens::now;
 use crate::relay::host::PublicUrl;
 use crate::relay::keys::{Wish, make};
-use crate::relay::pairing::{CODE_LIFE, make_code, plain};
+use crate::relay::pairing::{self, CODE_LIFE};
 use crate::relay::rate::Rate;
 use crate::relay::store::StoreError;
-use crate::relay::store::keys::{Code, Key, Maker};
+use crate::relay::store::keys::{Key, Maker};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -25,9 +24,6 @@ Examples:
   tunnel relay key add --user ann --label phone --bridge box --expires 30d --rate 60/m
   tunnel relay key add --user ann --qr --public-url https://relay.example.com
   tunnel relay key revoke ID";
-
-/// Light squares around a QR code (ISO/IEC 18004).
-const MARGIN: usize = 4;
 
 #[derive(Debug, Subcommand)]
 #[command(after_help = EXAMPLE)]
@@ -117,32 +113,10 @@ fn add(args: &AddArgs, data: &SecretArgs, database: &DatabaseArgs) -> Result<(),
     print(key.expose());
     if let (true, Some(url)) = (args.qr, &args.public_url) {
         // No link: a browser would keep the key in its history.
-        let drawn = QRBuilder::new(format!("{url}\n{}", key.expose())).build();
-        print(&shown(
-            &drawn.map_err(|error| anyhow::anyhow!("cannot draw the key: {error:?}"))?,
-        ));
+        let drawn = qr::drawn(format!("{url}\n{}", key.expose()));
+        print(&drawn.context("cannot draw the key")?);
     }
     Ok(())
-}
-
-/// Two rows of squares in each line, light ones drawn, as terminals are dark.
-fn shown(code: &QRCode) -> String {
-    let is_light = |row: usize, column: usize| {
-        let inside = |at: usize| at.checked_sub(MARGIN).filter(|at| *at < code.size);
-        let square = inside(row).zip(inside(column));
-        square.is_none_or(|(row, column)| !code[row][column].value())
-    };
-    let whole = code.size + 2 * MARGIN;
-    let line = |row: usize| {
-        let square = |column| match (is_light(row, column), is_light(row + 1, column)) {
-            (true, true) => '█',
-            (true, false) => '▀',
-            (false, true) => '▄',
-            (false, false) => ' ',
-        };
-        (0..whole).map(square).collect::<String>()
-    };
-    (0..whole).step_by(2).map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// `tunnel relay pair`.
@@ -152,15 +126,8 @@ pub(super) fn pair(args: &PairArgs, data: &SecretArgs, database: &DatabaseArgs) 
     tell_made(made.as_deref());
     let code = database.with_store(data, async |store| {
         await_second_after_deletion(&store, &args.user).await?;
-        let code = make_code().context("no random numbers to be had")?;
-        let hash = tokens.code_hashes(&plain(&code)).swap_remove(0);
-        let kept = Code {
-            user: args.user.clone(),
-            maker: Maker::operator(),
-        };
-        let expires = now() + CODE_LIFE.as_secs();
-        store.add_code(&kept, &hash, expires).await?;
-        Ok(code)
+        let made = pairing::make(&tokens, &store, args.user.clone(), Maker::operator()).await?;
+        Ok(made.0)
     })?;
     tell(&format!(
         "On the desktop, within {} minutes: tunnel bridge login --relay URL-OF-THIS-RELAY --code {code}",

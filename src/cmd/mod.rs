@@ -14,6 +14,7 @@ mod login;
 mod oidc;
 pub mod probe;
 mod proxy;
+mod qr;
 pub mod relay;
 mod rig;
 mod secret;

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use super::Failure;
 use crate::relay::auth::oidc::rules::{Rule, Rules};
-use crate::relay::auth::oidc::{Issuer, Settings, Timing};
+use crate::relay::auth::oidc::{Settings, Timing};
 use crate::transport::dial::Dialer;
+use crate::transport::issuer::Issuer;
 
 /// How long a connection to the provider may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

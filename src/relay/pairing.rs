@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::Relay;
 use super::auth::Scopes;
-use super::auth::tokens::now;
+use super::auth::tokens::{Tokens, now};
 use super::error::{Code, Error};
 use super::keys::{is_label, manager};
 use super::own::{json_response, read_json, store, store_error};
@@ -35,18 +35,27 @@ const WRONG_OF_ADDRESS: usize = 5;
 const WRONG_OF_ALL: usize = 6000;
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// A fresh code, as it is shown.
+/// Makes a code and keeps it; the code as it is shown, and when it ends.
 ///
 /// # Errors
-/// When the system gives no random numbers.
-pub fn make_code() -> io::Result<String> {
+/// The store's; `Away` also when the system gives no random numbers.
+pub async fn make(tokens: &Tokens, store: &Store, user: String, maker: Maker) -> Result<(String, u64), StoreError> {
+    let code = make_code().map_err(|error| StoreError::Away(format!("no random numbers to be had: {error}")))?;
+    let expires = maker.expires.unwrap_or(u64::MAX).min(now() + CODE_LIFE.as_secs());
+    // The first one is that of the secret that signs.
+    let hash = tokens.code_hashes(&plain(&code)).swap_remove(0);
+    store.add_code(&keys::Code { user, maker }, &hash, expires).await?;
+    Ok((code, expires))
+}
+
+fn make_code() -> io::Result<String> {
     let letters = random::letters(LETTERS)?.to_uppercase();
     let (first, second) = letters.split_at(LETTERS / 2);
     Ok(format!("{first}-{second}"))
 }
 
 /// A code as it is compared, however it was typed.
-pub fn plain(code: &str) -> String {
+fn plain(code: &str) -> String {
     let letters = code.chars().filter(char::is_ascii_alphanumeric);
     let plain = letters.map(|letter| match letter.to_ascii_lowercase() {
         'o' => '0',
@@ -62,17 +71,9 @@ pub fn plain(code: &str) -> String {
 /// `unauthorized`, `forbidden`, `rate_limited`, `overloaded`.
 pub async fn pair(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
     let (identity, _asking) = manager(relay, headers).await?;
-    let maker = Maker::from(&identity);
-    let code = make_code().map_err(|_| Error::new(Code::Overloaded, "no random numbers to be had"))?;
-    let expires = maker.expires.unwrap_or(u64::MAX).min(now() + CODE_LIFE.as_secs());
-    let kept = keys::Code {
-        user: identity.user.to_string(),
-        maker,
-    };
-    // The first one is that of the secret that signs.
-    let hash = relay.tokens.code_hashes(&plain(&code)).swap_remove(0);
-    let added = store(relay)?.add_code(&kept, &hash, expires).await;
-    added.map_err(|error| store_error(&error))?;
+    let user = identity.user.to_string();
+    let made = make(&relay.tokens, store(relay)?, user, Maker::from(&identity)).await;
+    let (code, expires) = made.map_err(|error| store_error(&error))?;
     Ok(json_response(
         StatusCode::CREATED,
         &json!({"code": code, "expires": expires}),

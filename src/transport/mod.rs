@@ -10,6 +10,7 @@ pub mod expect;
 pub mod headers;
 pub mod http1;
 pub mod idle;
+pub mod issuer;
 pub mod json;
 pub mod pace;
 pub mod path;

@@ -26,6 +26,16 @@ pub struct Normalised<'a> {
     pub encoded_slash: bool,
 }
 
+/// A text with all but letters, digits, `.`, `-` and `_` escaped (RFC 3986 §2.1): as it can stand in a form, a query, and the name of
+/// a file.
+pub fn escaped(text: &str) -> String {
+    let escape = |byte: u8| match byte {
+        b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'.' | b'-' | b'_' => char::from(byte).to_string(),
+        byte => format!("%{byte:02X}"),
+    };
+    text.bytes().map(escape).collect()
+}
+
 /// Normalises the path once.
 ///
 /// # Errors

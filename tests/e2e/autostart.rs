@@ -353,3 +353,16 @@ async fn after_a_login_the_unit_names_its_relay_and_has_its_token() {
     assert!(line.contains("--relay=https://relay.example.net"), "{line}");
     assert_eq!(desk.read(TOKEN), "of.the.login\n");
 }
+
+#[tokio::test]
+async fn after_a_sign_in_the_unit_uses_the_login_itself() {
+    let desk = Desk::new();
+    let relays = desk.path("home/.config/tunnel/relays");
+    fs::create_dir_all(&relays).unwrap();
+    fs::write(relays.join("https%3A%2F%2Frelay.example.net.login"), "{}").unwrap();
+    let ended = desk.bridge(&["--install"]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.errors);
+    let line = desk.exec_start();
+    assert!(line.ends_with("bridge --relay=https://relay.example.net"), "{line}");
+    assert!(!desk.path(TOKEN).exists());
+}

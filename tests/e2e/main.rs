@@ -44,6 +44,8 @@ mod keys;
 mod lasting;
 mod leaving;
 mod limits;
+#[cfg(target_os = "linux")]
+mod login;
 mod oidc;
 #[cfg(target_os = "linux")]
 mod oidc_accounts;

@@ -1,7 +1,6 @@
 //! Pairing, on each database: a code that is good once lets a real bridge in, and its token renews itself.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 
 use http::Response;
 use rusqlite::Connection;
@@ -9,42 +8,9 @@ use serde_json::json;
 use tunnel::transport::full;
 
 use crate::harness::accounts::{Database, EACH, Site};
-use crate::harness::process::{Ended, Process, command, run};
+use crate::harness::desktop::Desktop;
+use crate::harness::process::{Process, command, run};
 use crate::harness::{Upstream, json as read_json, on_each_transport, within};
-
-/// A desktop with a home of its own.
-struct Desktop {
-    home: tempfile::TempDir,
-    relay: String,
-}
-
-impl Desktop {
-    fn beside(site: &Site) -> Self {
-        Self {
-            home: tempfile::tempdir().unwrap(),
-            relay: format!("http://{}", site.address),
-        }
-    }
-
-    async fn run(&self, arguments: &[&str]) -> Ended {
-        run(command(self.home.path(), arguments)).await
-    }
-
-    async fn login(&self, code: &str) -> Ended {
-        self.run(&["bridge", "login", "--relay", &self.relay, "--code", code])
-            .await
-    }
-
-    /// What login kept.
-    fn kept(&self) -> Vec<PathBuf> {
-        let entries = std::fs::read_dir(self.home.path().join(".config/tunnel/relays"));
-        entries
-            .into_iter()
-            .flatten()
-            .map(|entry| entry.unwrap().path())
-            .collect()
-    }
-}
 
 async fn claim(site: &Site, code: &str) -> (u16, serde_json::Value) {
     let body = json!({"code": code}).to_string();
@@ -58,13 +24,13 @@ on_each_transport! {
             let site = Site::new(database).await;
             let _relay = site.relay().await;
             let upstream = Upstream::serving(|_| async { Response::new(full("served")) }).await;
-            let desktop = Desktop::beside(&site);
+            let desktop = Desktop::of(site.address);
             let code = site.output(&["pair", "--user", "ann"]).await;
             assert_eq!((code.len(), code.find('-')), (9, Some(4)), "{code}");
-            let login = desktop.login(&code.to_lowercase()).await;
+            let login = desktop.pair(&code.to_lowercase()).await;
             assert_eq!(login.code, Some(0), "{}", login.errors);
             assert!(login.errors.contains("as ann"), "{}", login.errors);
-            let again = Desktop::beside(&site).login(&code).await;
+            let again = Desktop::of(site.address).pair(&code).await;
             assert_eq!(again.code, Some(3), "a code is good once: {}", again.errors);
 
             let kept = desktop.kept();
@@ -100,8 +66,8 @@ on_each_transport! {
         // What is made lives no longer than its maker.
         let manager = site.output(&["token", "--user", "ann", "--scope", "manage", "--expires", "12s"]).await;
         let made = read_json(site.caller(&manager).await.post("/-/pair", "").await).await;
-        let desktop = Desktop::beside(&site);
-        let login = desktop.login(made["code"].as_str().unwrap()).await;
+        let desktop = Desktop::of(site.address);
+        let login = desktop.pair(made["code"].as_str().unwrap()).await;
         assert_eq!(login.code, Some(0), "{}", login.errors);
         let path = desktop.kept().remove(0);
         let first = std::fs::read_to_string(&path).unwrap();
@@ -162,7 +128,7 @@ async fn of_two_relays_on_one_database_one_gives_the_token() {
 async fn a_login_is_asked_for_its_code_and_serves_the_only_relay_or_the_one_that_is_named() {
     let site = Site::new(Database::Sqlite).await;
     let _relay = site.relay().await;
-    let desktop = Desktop::beside(&site);
+    let desktop = Desktop::of(site.address);
     let code = site.output(&["pair", "--user", "ann"]).await;
     let mut asked = command(desktop.home.path(), &["bridge", "login", "--relay", &desktop.relay]);
     asked.stdin(std::process::Stdio::piped());
@@ -205,9 +171,9 @@ async fn a_login_is_asked_for_its_code_and_serves_the_only_relay_or_the_one_that
 async fn a_token_that_is_given_is_never_sent_to_the_relay_of_a_login() {
     let site = Site::new(Database::Sqlite).await;
     let _relay = site.relay().await;
-    let desktop = Desktop::beside(&site);
+    let desktop = Desktop::of(site.address);
     let code = site.output(&["pair", "--user", "ann"]).await;
-    assert_eq!(desktop.login(&code).await.code, Some(0));
+    assert_eq!(desktop.pair(&code).await.code, Some(0));
     let file = desktop.home.path().join("token");
     std::fs::write(&file, "meant for another relay").unwrap();
     for part in ["bridge", "probe"] {
@@ -230,15 +196,15 @@ async fn a_token_that_is_given_is_never_sent_to_the_relay_of_a_login() {
 async fn a_login_that_could_not_be_kept_uses_up_no_code() {
     let site = Site::new(Database::Sqlite).await;
     let _relay = site.relay().await;
-    let desktop = Desktop::beside(&site);
+    let desktop = Desktop::of(site.address);
     let code = site.output(&["pair", "--user", "ann"]).await;
     let folder = desktop.home.path().join(".config/tunnel");
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join("relays"), "in the way").unwrap();
-    let failed = desktop.login(&code).await;
+    let failed = desktop.pair(&code).await;
     assert_eq!(failed.code, Some(1), "{}", failed.errors);
     assert!(failed.errors.contains("the code is still good"), "{}", failed.errors);
     std::fs::remove_file(folder.join("relays")).unwrap();
-    assert_eq!(desktop.login(&code).await.code, Some(0));
+    assert_eq!(desktop.pair(&code).await.code, Some(0));
     assert_eq!(desktop.kept().len(), 1, "and nothing else");
 }

@@ -1,5 +1,10 @@
-// A real OpenID Connect provider on loopback, and people who sign in at it with a browser that cannot draw.
-// Says {"issuer":URL} on a line of its own; to each line "page USER" or "device USER" it says the tokens that the user got so.
+// A real OpenID Connect provider on loopback, and people who sign in at it: with a browser that cannot draw, or with Chromium.
+// Its only argument is JSON: how long access tokens and device codes live, seconds.
+// Says {"issuer":URL} on a line of its own. To each line it says what came of it:
+//   page USER, device USER         the tokens that the user got so
+//   confirm USER URL, deny USER URL, chromium USER URL
+//                                  {} once somebody else's device was let in, or not
+//   reuse TOKEN                    what is said to a refresh token that was used before, as a thief's
 
 import { createHash, generateKeyPairSync, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
@@ -11,6 +16,10 @@ const AUDIENCE = 'https://relay.example.com';
 const CALLBACK = 'http://127.0.0.1/callback';
 const DEVICE = 'urn:ietf:params:oauth:grant-type:device_code';
 const SCOPE = 'openid email api bridge';
+// The relay lets tokens live a minute longer, in case clocks differ: as this one's does.
+const BEHIND = 60;
+
+const { accessLife = 3600, codeLife = 600 } = JSON.parse(process.argv[1] ?? '{}');
 
 const server = createServer().listen(0, '127.0.0.1');
 await once(server, 'listening');
@@ -22,7 +31,7 @@ const provider = new Provider(issuer, {
   cookies: { keys: [randomBytes(16).toString('hex')] },
   clients: [
     { client_id: 'page', grant_types: ['authorization_code'], response_types: ['code'], redirect_uris: [CALLBACK] },
-    { client_id: 'desktop', grant_types: [DEVICE], response_types: [], redirect_uris: [] },
+    { client_id: 'desktop', grant_types: [DEVICE, 'refresh_token'], response_types: [], redirect_uris: [] },
   ].map((client) => ({ ...client, application_type: 'native', token_endpoint_auth_method: 'none' })),
   claims: { openid: ['sub'], email: ['email', 'email_verified'] },
   conformIdTokenClaims: false,
@@ -30,8 +39,18 @@ const provider = new Provider(issuer, {
     accountId: id,
     claims: () => ({ sub: id, email: `${id}@example.com`, email_verified: true }),
   }),
+  ttl: { AccessToken: accessLife, DeviceCode: codeLife },
+  formats: {
+    customizers: {
+      jwt: (_, token, { payload }) => {
+        payload.iat -= BEHIND;
+        payload.exp -= BEHIND;
+      },
+    },
+  },
   features: {
     deviceFlow: { enabled: true },
+    revocation: { enabled: true },
     resourceIndicators: {
       enabled: true,
       defaultResource: () => AUDIENCE,
@@ -40,6 +59,7 @@ const provider = new Provider(issuer, {
         audience: AUDIENCE,
         scope: 'api bridge',
         accessTokenFormat: 'jwt',
+        accessTokenTTL: accessLife,
         jwt: { sign: { alg: 'RS256' } },
       }),
     },
@@ -78,6 +98,10 @@ async function browse(url, filled) {
     }
     url = new URL(unescaped(form[1]), url).href;
     options = { method: 'POST', body: fields };
+    if (filled.refuses && fields.has('confirm')) {
+      fields.set('abort', 'yes');
+      return (await fetch(url, { ...options, headers: { cookie } })).text();
+    }
   }
   throw new Error(`it never ends: ${url}`);
 }
@@ -111,10 +135,51 @@ async function device(user) {
   return post('/token', { grant_type: DEVICE, client_id: 'desktop', device_code: asked.device_code });
 }
 
+async function confirm(user, url) {
+  await browse(url, { login: user, password: 'any' });
+  return {};
+}
+
+async function deny(user, url) {
+  await browse(url, { login: user, password: 'any', refuses: true });
+  return {};
+}
+
+// What a person does: looks at the page, presses the button, types, until it says that the device may go on.
+async function chromium(user, url) {
+  const { chromium: browserType } = await import('playwright-core');
+  const quiet = ['--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update'];
+  const browser = await browserType.launch({
+    executablePath: process.env.CHROMIUM,
+    args: ['--no-sandbox', '--disable-gpu', '--disable-sync', ...quiet],
+  });
+  try {
+    const page = await browser.newPage();
+    // Its pages want fonts of the Internet, and look well enough without.
+    await page.route((wanted) => wanted.origin !== issuer, (route) => route.abort());
+    await page.goto(url);
+    await page.locator('button[autofocus], button.login').first().click();
+    await page.fill('input[name=login]', user);
+    await page.fill('input[name=password]', 'any');
+    await page.click('button.login');
+    await page.locator('button[autofocus], button.login').first().click();
+    await page.getByText('Sign-in Success').first().waitFor();
+    return {};
+  } finally {
+    await browser.close();
+  }
+}
+
+async function reuse(token) {
+  const body = new URLSearchParams({ grant_type: 'refresh_token', client_id: 'desktop', refresh_token: token });
+  const response = await fetch(`${issuer}/token`, { method: 'POST', body });
+  return response.json();
+}
+
 console.log(JSON.stringify({ issuer }));
-const ways = { page, device };
+const ways = { page, device, confirm, deny, chromium, reuse };
 for await (const line of createInterface({ input: process.stdin })) {
-  const [way, user] = line.split(' ');
-  console.log(JSON.stringify(await ways[way](user)));
+  const [way, ...words] = line.split(' ');
+  console.log(JSON.stringify(await ways[way](...words)));
 }
 process.exit(0);

@@ -110,8 +110,8 @@ async fn set(args: &Args, settings: &Settings, stage: &mut Stage) -> Result<Told
         }
         Subject::Deployment | Subject::Desktop { .. } => {
             let url = args.relay.relay(&args.network, "bench")?;
-            let token = args.relay.read_token(&url, "bench")?;
             let dialer = args.network.dialer()?;
+            let token = args.relay.read_token(&url, &dialer, "bench").await?;
             Site { url, dialer, token }
         }
     };

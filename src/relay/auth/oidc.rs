@@ -1,11 +1,11 @@
 //! Sign-in by OpenID Connect: the tokens of one provider, another issuer beside the relay itself. Its algorithms are fixed here, and
-//! each of its keys has one (RFC 8725): a token chooses nothing. [`keyring`] gets the provider's keys over [`fetch`]; what a token
-//! says is read in [`claims`], and [`rules`] tell who may come in.
+//! each of its keys has one (RFC 8725): a token chooses nothing. [`keyring`] gets the provider's keys; what a token says is read in
+//! [`claims`], completed by [`userinfo`], and [`rules`] tell who may come in.
 
 mod claims;
-mod fetch;
 mod keyring;
 pub mod rules;
+mod userinfo;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,7 +21,6 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use self::claims::Claims;
-pub use self::fetch::{BadIssuer, Issuer};
 pub use self::keyring::Endpoints;
 use self::keyring::{KeySet, Keyring};
 use self::rules::Rules;
@@ -31,6 +30,7 @@ use super::refusal::Denied;
 use super::shares::{self, Groups};
 use super::tokens::now;
 use crate::transport::dial::Dialer;
+use crate::transport::issuer::Issuer;
 
 /// How far the provider's clock may be from ours, seconds.
 pub(super) const LEEWAY: u64 = 60;
@@ -173,7 +173,7 @@ impl Provider {
             return Ok(claims);
         }
         let wanted = !claims.has(user_claim) || rules.claims().any(|name| !claims.has(name));
-        let Some(userinfo) = set.userinfo.as_ref().filter(|_| wanted) else {
+        let Some(place) = set.userinfo.as_ref().filter(|_| wanted) else {
             return Err(refused(rules.admit(&claims)));
         };
         let mut hash = [0; 32];
@@ -183,7 +183,7 @@ impl Provider {
         }
         let asked = async {
             let _turn = self.asking.acquire().await.ok()?;
-            Some(fetch::userinfo(&self.settings.dialer, userinfo, token).await)
+            Some(userinfo::userinfo(&self.settings.dialer, place, token).await)
         };
         let told = timeout(PATIENCE, asked)
             .await

@@ -238,6 +238,7 @@ impl Tokens {
             exp: life.map(|life| now.saturating_add(life.as_secs())),
             jti: Some(id),
             scope: Some(scopes.to_string()),
+            iss: None,
         };
         jsonwebtoken::encode(
             &Header::new(Algorithm::HS256),

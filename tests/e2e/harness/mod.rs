@@ -8,6 +8,8 @@ pub(crate) mod corporate;
 #[cfg(target_os = "linux")]
 pub(crate) mod deployed;
 #[cfg(target_os = "linux")]
+pub(crate) mod desktop;
+#[cfg(target_os = "linux")]
 pub(crate) mod misbehaving;
 pub(crate) mod oidc;
 #[cfg(target_os = "linux")]
@@ -20,6 +22,8 @@ pub(crate) mod probe;
 pub(crate) mod process;
 #[cfg(target_os = "linux")]
 pub(crate) mod programs;
+#[cfg(unix)]
+pub(crate) mod provider;
 pub(crate) mod proxy;
 pub(crate) mod raw_bridge;
 pub(crate) mod relay;

@@ -19,8 +19,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::super::keys::KeyId;
 use super::super::refusal::Denied;
 use super::claims::Claims;
-use super::fetch::{self, FetchError, Place};
 use super::{Issuer, LEEWAY, PATIENCE, Settings, Timing, denied};
+use crate::transport::issuer::{FetchError, Place, discover, json};
 
 /// With which a provider may sign. Each key has one of them, whatever a token says.
 pub(super) const ALGORITHMS: [Algorithm; 3] = [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA];
@@ -311,10 +311,9 @@ impl Key {
     }
 }
 
-/// What the provider tells of itself (OpenID Connect Discovery §3).
+/// What is wanted of what the provider tells of itself (OpenID Connect Discovery §3).
 #[derive(Deserialize)]
 struct Discovery {
-    issuer: String,
     jwks_uri: String,
     userinfo_endpoint: Option<String>,
     authorization_endpoint: Option<String>,
@@ -336,21 +335,19 @@ impl Discovery {
 
 async fn fetch_keys(settings: &Settings) -> Result<Fetched, FetchError> {
     let (issuer, dialer) = (&settings.issuer, &settings.dialer);
-    let discovery = fetch::json::<Discovery>(dialer, &issuer.discovery()?).await?;
-    let told = discovery.content;
-    if told.issuer != issuer.as_str() {
-        return Err(FetchError::Issuer(told.issuer.chars().take(200).collect()));
-    }
+    let told = discover::<Discovery>(dialer, issuer).await?;
     let endpoints = told.endpoints(issuer);
     let place = issuer.place(&told.jwks_uri)?;
     let userinfo = told.userinfo_endpoint.map(|url| issuer.place(&url)).transpose()?;
-    let keys = fetch::json::<JwkSet>(dialer, &place).await?;
+    let keys = json::<JwkSet>(dialer, &place).await?;
     let set = KeySet {
         endpoints,
         ..KeySet::read(keys.content, userinfo)
     };
     if set.keys.is_empty() {
-        return Err(FetchError::NoKeys(place.to_string()));
+        let place = place.to_string();
+        let what = "key that could verify tokens (RS256, ES256, EdDSA)";
+        return Err(FetchError::Lacks { place, what });
     }
     Ok(Fetched { set, holds: keys.holds })
 }

@@ -1,43 +1,65 @@
-//! Asks the provider over HTTP: by TLS, within bounds of time and size, and following nobody elsewhere.
+//! A provider of sign-in (OpenID Connect) as HTTP sees it, for relay and bridge: asked by TLS, within bounds of time and size, and
+//! followed nowhere else.
 
 use std::sync::Weak;
 use std::time::Duration;
 
-use http::header::{ACCEPT, AUTHORIZATION, CACHE_CONTROL, HOST};
+use bytes::Bytes;
+use http::header::{ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST};
+use http::response::Parts;
 use http::uri::{PathAndQuery, Uri};
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokio::time::timeout;
 
-use crate::transport::dial::{DialError, Dialer, Origin};
-use crate::transport::http1::{self, Connection};
-use crate::transport::{collect, empty};
+use super::dial::{DialError, Dialer, Origin};
+use super::http1::{self, Connection};
+use super::path::escaped;
+use super::{Body, collect, empty, full};
 
 /// What the provider may take for one answer.
-const TIMEOUT: Duration = Duration::from_secs(10);
+pub const TIMEOUT: Duration = Duration::from_secs(10);
 /// More than any such answer, octets.
 const LARGEST: usize = 512 * 1024;
 
 /// Why the provider told nothing.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum FetchError {
+pub enum FetchError {
+    /// It cannot be reached.
     #[error("{0}")]
     Dial(#[from] DialError),
+    /// Nothing came in time.
     #[error("{0} does not answer")]
     Silent(String),
+    /// The connection was lost.
     #[error("the connection to {0} broke")]
     Broken(String),
+    /// It answered otherwise than with what was asked for.
     #[error("{place} answered {status}")]
-    Status { place: String, status: StatusCode },
+    Status {
+        /// Who.
+        place: String,
+        /// What.
+        status: StatusCode,
+    },
+    /// It is no JSON of the form expected, or too much of it.
     #[error("what {0} answered cannot be read")]
     Unreadable(String),
+    /// It sends us where we do not go.
     #[error("{0} is no URL of the form https://HOST/PATH")]
     Place(String),
-    #[error("the provider calls itself {0}: give exactly this with --oidc-issuer, if it is the one")]
+    /// It is another one.
+    #[error("the provider calls itself {0}: give the relay exactly this with --oidc-issuer, if it is the one")]
     Issuer(String),
-    #[error("{0} has no key that could verify tokens (RS256, ES256, EdDSA)")]
-    NoKeys(String),
+    /// It has not what is needed of it.
+    #[error("{place} has no {what}")]
+    Lacks {
+        /// Who.
+        place: String,
+        /// What.
+        what: &'static str,
+    },
 }
 
 /// Why an issuer is none.
@@ -54,15 +76,18 @@ pub struct Issuer {
 
 /// Where something of the provider is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
+pub struct Place {
     origin: Origin,
     target: PathAndQuery,
 }
 
 /// What the provider answered, and how long it holds, if that was said.
-pub(super) struct Answer<T> {
-    pub(super) content: T,
-    pub(super) holds: Option<Duration>,
+#[derive(Debug)]
+pub struct Answer<T> {
+    /// The answer.
+    pub content: T,
+    /// For how long it holds.
+    pub holds: Option<Duration>,
 }
 
 impl std::str::FromStr for Issuer {
@@ -84,17 +109,23 @@ impl Issuer {
         &self.text
     }
 
-    /// Where it tells of itself.
-    pub(super) fn discovery(&self) -> Result<Place, FetchError> {
+    /// Whether it is asked without TLS: one on this machine.
+    pub fn is_open(&self) -> bool {
+        !self.place.origin.is_tls()
+    }
+
+    fn discovery(&self) -> Result<Place, FetchError> {
         let root = self.text.trim_end_matches('/');
         self.place(&format!("{root}/.well-known/openid-configuration"))
     }
 
     /// A URL that it told. Who is asked by TLS cannot send us where there is none.
-    pub(super) fn place(&self, url: &str) -> Result<Place, FetchError> {
-        let is_open = !self.place.origin.is_tls();
+    ///
+    /// # Errors
+    /// [`FetchError::Place`].
+    pub fn place(&self, url: &str) -> Result<Place, FetchError> {
         Place::read(url)
-            .filter(|place| place.origin.is_tls() || (is_open && place.origin.is_loopback()))
+            .filter(|place| place.origin.is_tls() || (self.is_open() && place.origin.is_loopback()))
             .ok_or_else(|| FetchError::Place(url.chars().take(200).collect()))
     }
 }
@@ -107,6 +138,12 @@ impl Place {
             target: uri.path_and_query()?.clone(),
         })
     }
+
+    /// All of it.
+    pub fn url(&self) -> String {
+        let scheme = if self.origin.is_tls() { "https" } else { "http" };
+        format!("{scheme}://{}{}", self.origin.authority(), self.target)
+    }
 }
 
 impl std::fmt::Display for Place {
@@ -116,7 +153,10 @@ impl std::fmt::Display for Place {
 }
 
 /// Gets JSON.
-pub(super) async fn json<T: DeserializeOwned>(dialer: &Dialer, place: &Place) -> Result<Answer<T>, FetchError> {
+///
+/// # Errors
+/// [`FetchError`].
+pub async fn json<T: DeserializeOwned>(dialer: &Dialer, place: &Place) -> Result<Answer<T>, FetchError> {
     let (headers, body) = get(dialer, place, None).await?;
     let content = serde_json::from_slice(&body).map_err(|_| FetchError::Unreadable(place.to_string()))?;
     Ok(Answer {
@@ -125,49 +165,83 @@ pub(super) async fn json<T: DeserializeOwned>(dialer: &Dialer, place: &Place) ->
     })
 }
 
-/// What the provider tells of the user to whom a token belongs; nothing, where it does not want to.
-pub(super) async fn userinfo(dialer: &Dialer, place: &Place, token: &str) -> Result<Map<String, Value>, FetchError> {
-    match get(dialer, place, Some(token)).await {
-        // It may be signed, or in another form; then it says nothing that could be read here.
-        Ok((_, body)) => Ok(serde_json::from_slice(&body).unwrap_or_default()),
-        Err(FetchError::Status { status, .. })
-            if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS =>
-        {
-            Ok(Map::new())
-        }
-        Err(error) => Err(error),
+/// What the provider tells of itself (OpenID Connect Discovery §3), and that it is this one.
+///
+/// # Errors
+/// [`FetchError`].
+pub async fn discover<T: DeserializeOwned>(dialer: &Dialer, issuer: &Issuer) -> Result<T, FetchError> {
+    let place = issuer.discovery()?;
+    let told: Value = json(dialer, &place).await?.content;
+    let unreadable = || FetchError::Unreadable(place.to_string());
+    let name = told.get("issuer").and_then(Value::as_str).ok_or_else(unreadable)?;
+    if name != issuer.as_str() {
+        return Err(FetchError::Issuer(name.chars().take(200).collect()));
     }
+    serde_json::from_value(told).map_err(|_| unreadable())
 }
 
-async fn get(dialer: &Dialer, place: &Place, token: Option<&str>) -> Result<(HeaderMap, bytes::Bytes), FetchError> {
-    let asked = timeout(TIMEOUT, ask(dialer, place, token)).await;
-    asked.unwrap_or_else(|_| Err(FetchError::Silent(place.to_string())))
-}
-
-async fn ask(dialer: &Dialer, place: &Place, token: Option<&str>) -> Result<(HeaderMap, bytes::Bytes), FetchError> {
-    let broken = || FetchError::Broken(place.to_string());
-    let stream = dialer.dial(&place.origin).await?;
-    let connection = Connection::begin(stream).await.map_err(|_| broken())?;
-    let mut request = Request::get(Uri::from(place.target.clone()))
-        .header(HOST, place.origin.authority())
-        .header(ACCEPT, "application/json");
+/// Gets it, with this token if there is one; any answer but 200 is an error.
+///
+/// # Errors
+/// [`FetchError`].
+pub async fn get(dialer: &Dialer, place: &Place, token: Option<&str>) -> Result<(HeaderMap, Bytes), FetchError> {
+    let mut request = Request::get(Uri::from(place.target.clone()));
     if let Some(token) = token {
         request = request.header(AUTHORIZATION, format!("Bearer {token}"));
     }
-    let request = request.body(empty()).map_err(|_| broken())?;
-    let response = http1::exchange(connection, Weak::new(), request)
-        .await
-        .map_err(|_| broken())?;
-    let (head, body) = response.into_parts();
+    let (head, body) = asked(dialer, place, request.body(empty())).await?;
     if head.status != StatusCode::OK {
         return Err(FetchError::Status {
             place: place.to_string(),
             status: head.status,
         });
     }
+    Ok((head.headers, body))
+}
+
+/// Sends a form, and gives whatever is answered.
+///
+/// # Errors
+/// [`FetchError`], without an answer.
+pub async fn post(dialer: &Dialer, place: &Place, fields: &[(&str, &str)]) -> Result<(StatusCode, Bytes), FetchError> {
+    let field = |(name, value): &(&str, &str)| format!("{}={}", escaped(name), escaped(value));
+    let form: Vec<_> = fields.iter().map(field).collect();
+    let request = Request::post(Uri::from(place.target.clone()))
+        .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+        .body(full(form.join("&")));
+    let (head, body) = asked(dialer, place, request).await?;
+    Ok((head.status, body))
+}
+
+async fn asked(
+    dialer: &Dialer,
+    place: &Place,
+    request: http::Result<Request<Body>>,
+) -> Result<(Parts, Bytes), FetchError> {
+    let answered = timeout(TIMEOUT, ask(dialer, place, request)).await;
+    answered.unwrap_or_else(|_| Err(FetchError::Silent(place.to_string())))
+}
+
+async fn ask(
+    dialer: &Dialer,
+    place: &Place,
+    request: http::Result<Request<Body>>,
+) -> Result<(Parts, Bytes), FetchError> {
+    let broken = || FetchError::Broken(place.to_string());
+    let mut request = request.map_err(|_| broken())?;
+    let host = HeaderValue::from_str(&place.origin.authority()).map_err(|_| broken())?;
+    request.headers_mut().insert(HOST, host);
+    let json = HeaderValue::from_static("application/json");
+    request.headers_mut().insert(ACCEPT, json);
+    let stream = dialer.dial(&place.origin).await?;
+    let connection = Connection::begin(stream).await.map_err(|_| broken())?;
+    let response = http1::exchange(connection, Weak::new(), request)
+        .await
+        .map_err(|_| broken())?;
+    let (head, body) = response.into_parts();
     let body = collect(body, LARGEST).await;
     let body = body.ok_or_else(|| FetchError::Unreadable(place.to_string()))?;
-    Ok((head.headers, body))
+    Ok((head, body))
 }
 
 /// How long an answer may be kept (RFC 9111 §5.2.2.1).

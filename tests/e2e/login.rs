@@ -1,0 +1,292 @@
+//! `tunnel bridge login` by a sign-in at a real provider: the device flow, what is kept of it, how it is refreshed and given up.
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use http::Response;
+use serde_json::{Value, json};
+use tokio::time::sleep;
+use tunnel::bridge::config::TokenSource;
+use tunnel::bridge::login::{LoginError, refresh};
+use tunnel::relay::auth::oidc::rules::Rules;
+use tunnel::transport::dial::Dialer;
+use tunnel::transport::full;
+
+use crate::harness::bridge::Transport;
+use crate::harness::desktop::Desktop;
+use crate::harness::oidc::{self, AUDIENCE};
+use crate::harness::process::{Ended, Process};
+use crate::harness::provider::{Provider, chromium};
+use crate::harness::{
+    Caller, PATIENCE, TestBridge, TestRelay, Upstream, chunk, on_each_transport, ready, text, within,
+};
+
+/// How long access tokens live where they are refreshed, seconds: so long that a busy machine is in time.
+const LIFE: u64 = 9;
+
+/// Begins to log in; the address that is shown.
+async fn begin(desktop: &Desktop) -> (Process, String) {
+    let mut login = desktop.start(&["bridge", "login", "--relay", &desktop.relay]);
+    let line = login.error_line("http://127.0.0.1").await;
+    let line = if line.contains("user_code") {
+        line
+    } else {
+        login.error_line("user_code").await
+    };
+    (login, line.trim().to_owned())
+}
+
+/// Somebody logs in, in one of the provider's ways.
+async fn log_in(provider: &mut Provider, desktop: &Desktop, way: &str) -> Option<i32> {
+    let (login, address) = begin(desktop).await;
+    provider.say(&format!("{way} ann {address}")).await;
+    login.ended().await
+}
+
+fn kept(desktop: &Desktop) -> Value {
+    let path = desktop.kept().pop().unwrap();
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn dialer() -> Dialer {
+    Dialer::new(None, PATIENCE).unwrap()
+}
+
+/// A chat through ann's bridge lasts for so many refreshes and loses no piece; the bridge's session is one and the same.
+async fn chat_across_refreshes(relay: &TestRelay, desktop: &Desktop, transport: Transport) {
+    let upstream = Upstream::scripted().await;
+    let url = format!("http://{}", upstream.address);
+    let mut bridge = desktop.start(&["bridge", "--transport", transport.name(), "--upstream", &url]);
+    ready(relay, "ann").await;
+    let session = relay.relay.registry.pick("ann", None).unwrap();
+    // Who asks must be let in all the while, too.
+    let mut caller = Caller::connect(relay.address, &relay.token("ann")).await;
+    let (answer, mut response) = tokio::join!(
+        async { upstream.next().await.begin(Response::builder()) },
+        caller.post("/api/chat", "{}"),
+    );
+    let mut number = 0;
+    for _ in 0..3 {
+        let refreshed = bridge.error_line("the sign-in was refreshed");
+        let mut refreshed = std::pin::pin!(refreshed);
+        loop {
+            answer.send(format!("{number};")).await;
+            assert_eq!(chunk(&mut response).await.unwrap().unwrap(), format!("{number};"));
+            number += 1;
+            tokio::select! {
+                _ = &mut refreshed => break,
+                () = sleep(Duration::from_millis(50)) => {}
+            }
+        }
+    }
+    drop(answer);
+    assert!(chunk(&mut response).await.is_none());
+    let now = relay.relay.registry.pick("ann", None).unwrap();
+    assert_eq!(now.connection_id, session.connection_id);
+}
+
+on_each_transport! {
+    async fn a_desktop_whose_user_signed_in_chats_on_while_its_token_is_refreshed(transport: Transport) {
+        let mut provider = Provider::with(&json!({"accessLife": LIFE})).await;
+        let relay = provider.relay().await;
+        let desktop = Desktop::of(relay.address);
+        assert_eq!(log_in(&mut provider, &desktop, "confirm").await, Some(0));
+        let path = desktop.kept().pop().unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        let before = kept(&desktop);
+        chat_across_refreshes(&relay, &desktop, transport).await;
+        let after = kept(&desktop);
+        for token in ["accessToken", "refreshToken"] {
+            assert_ne!(before[token], after[token]);
+        }
+    }
+
+    async fn a_sign_in_that_is_over_says_so_and_another_one_is_taken_up(transport: Transport) {
+        let mut provider = Provider::with(&json!({"accessLife": LIFE})).await;
+        let relay = provider.relay().await;
+        let desktop = Desktop::of(relay.address);
+        assert_eq!(log_in(&mut provider, &desktop, "confirm").await, Some(0));
+        let stolen = kept(&desktop)["refreshToken"].as_str().unwrap().to_owned();
+        let mut bridge = desktop.start(&["bridge", "--transport", transport.name()]);
+        bridge.error_line("connected").await;
+        bridge.error_line("the sign-in was refreshed").await;
+        // The provider sees it used twice, and trusts neither.
+        assert_eq!(provider.say(&format!("reuse {stolen}")).await["error"], "invalid_grant");
+        let said = bridge.error_line("is over").await;
+        assert!(said.contains("sign in again with: tunnel bridge login"), "{said}");
+        bridge.error_line("not connected").await;
+        assert_eq!(log_in(&mut provider, &desktop, "confirm").await, Some(0));
+        bridge.error_line("connected").await;
+    }
+}
+
+#[tokio::test]
+async fn somebody_with_chromium_lets_a_desktop_in() {
+    assert!(
+        chromium().is_some(),
+        "Chromium is needed: install the package chromium, or run tests/run once, which installs it"
+    );
+    let mut provider = Provider::with(&json!({"accessLife": LIFE})).await;
+    let relay = provider.relay().await;
+    let desktop = Desktop::of(relay.address);
+    assert_eq!(log_in(&mut provider, &desktop, "chromium").await, Some(0));
+    chat_across_refreshes(&relay, &desktop, Transport::Ws).await;
+}
+
+#[tokio::test]
+async fn a_desktop_that_slept_refreshes_before_it_connects_and_one_that_logged_out_does_not() {
+    let mut provider = Provider::with(&json!({"accessLife": LIFE})).await;
+    let relay = provider.relay().await;
+    let desktop = Desktop::of(relay.address);
+    assert_eq!(log_in(&mut provider, &desktop, "confirm").await, Some(0));
+    let path = desktop.kept().pop().unwrap();
+    let mut old = kept(&desktop);
+    // As it is after a night.
+    let ended = oidc::now() - 3600;
+    (old["issued"], old["expires"]) = ((ended - LIFE).into(), ended.into());
+    std::fs::write(&path, old.to_string()).unwrap();
+    let upstream = Upstream::serving(|_| async { Response::new(full("served")) }).await;
+    let bridge = TestBridge::to(&relay, &upstream)
+        .token(TokenSource::Login(path))
+        .start()
+        .await;
+    ready(&relay, "ann").await;
+    let fresh = kept(&desktop);
+    assert_ne!(fresh["refreshToken"], old["refreshToken"]);
+    // The probe has what it needs, both for bridges and for requests.
+    let probe = desktop.run(&["probe", "--only", "reach", "--json"]).await;
+    let report: Value = serde_json::from_str(&probe.output).unwrap();
+    assert_eq!(report["summary"]["failed"], 0, "{}", probe.output);
+    bridge.stop().await;
+
+    let token = kept(&desktop)["refreshToken"].as_str().unwrap().to_owned();
+    let logout = desktop.run(&["bridge", "logout"]).await;
+    assert_eq!(logout.code, Some(0), "{}", logout.errors);
+    assert!(
+        logout.errors.contains(&format!("taken back at {}", provider.issuer)),
+        "{}",
+        logout.errors
+    );
+    assert!(desktop.kept().is_empty());
+    assert_eq!(provider.say(&format!("reuse {token}")).await["error"], "invalid_grant");
+    let bridge = desktop.run(&["bridge"]).await;
+    assert!(
+        bridge.code == Some(2) && bridge.errors.contains("bridge login"),
+        "{}",
+        bridge.errors
+    );
+}
+
+#[tokio::test]
+async fn programs_with_the_same_sign_in_refresh_it_once() {
+    let mut provider = Provider::with(&json!({"accessLife": LIFE})).await;
+    let relay = provider.relay().await;
+    let desktop = Desktop::of(relay.address);
+    assert_eq!(log_in(&mut provider, &desktop, "confirm").await, Some(0));
+    let path = desktop.kept().pop().unwrap();
+    let refused = kept(&desktop)["accessToken"].as_str().unwrap().to_owned();
+    let refused = tunnel::token::Secret::new(&refused);
+    let all = (0..8).map(|_| tokio::spawn(refresh(path.clone(), dialer(), Some(refused.clone()))));
+    let all = futures_util::future::join_all(all).await;
+    let tokens = all.into_iter().map(|login| login.unwrap().unwrap().token());
+    let mut tokens: Vec<_> = tokens.map(|token| token.expose().to_owned()).collect();
+    tokens.dedup();
+    assert_eq!(tokens.len(), 1);
+    assert_ne!(tokens[0], refused.expose());
+}
+
+/// A login that comes to nothing ends with this code and these words.
+async fn ends(mut login: Process, code: i32, words: &str) {
+    let said = login.error_line("error:").await;
+    assert_eq!(login.ended().await, Some(code), "{said}");
+    assert!(said.contains(words), "{said}");
+}
+
+#[tokio::test]
+async fn a_sign_in_that_is_refused_keeps_nothing() {
+    let mut provider = Provider::start().await;
+    let relay = provider.relay().await;
+    let desktop = Desktop::of(relay.address);
+    let (login, address) = begin(&desktop).await;
+    provider.say(&format!("deny ann {address}")).await;
+    ends(login, 3, "was refused where it was to be confirmed").await;
+    // Whom the relay does not let in.
+    let rules = Rules::Any(vec!["sub=bob".parse().unwrap()]);
+    let relay = provider.relay_for(&[AUDIENCE], rules).await;
+    let elsewhere = Desktop::of(relay.address);
+    let (login, address) = begin(&elsewhere).await;
+    provider.say(&format!("confirm ann {address}")).await;
+    ends(login, 3, "not one of those whom this relay lets in").await;
+    assert!(desktop.kept().is_empty() && elsewhere.kept().is_empty());
+}
+
+#[tokio::test]
+async fn a_code_that_nobody_confirms_runs_out() {
+    let provider = Provider::with(&json!({"codeLife": 6})).await;
+    let relay = provider.relay().await;
+    let desktop = Desktop::of(relay.address);
+    let (login, _) = begin(&desktop).await;
+    ends(login, 1, "nobody signed in while the code was good").await;
+    assert!(desktop.kept().is_empty());
+}
+
+#[tokio::test]
+async fn a_sign_in_can_be_stopped() {
+    let provider = Provider::start().await;
+    let relay = provider.relay().await;
+    let desktop = Desktop::of(relay.address);
+    let (login, _) = begin(&desktop).await;
+    login.signal(rustix::process::Signal::INT);
+    assert_eq!(login.ended().await, Some(1));
+    assert!(desktop.kept().is_empty());
+}
+
+#[tokio::test]
+async fn nobody_signs_in_at_a_provider_that_is_another_one() {
+    let double = oidc::Provider::start(&[oidc::Key::ec("one")]).await;
+    let mut settings = double.settings();
+    settings.device_client_id = Some("desktop".to_owned());
+    let relay = TestRelay::with(|config| config.oidc = Some(settings)).await;
+    let desktop = Desktop::of(relay.address);
+    let login = async || desktop.run(&["bridge", "login", "--relay", &desktop.relay]).await;
+    let failed = |ended: &Ended, words: &str| {
+        assert_eq!(ended.code, Some(1), "{}", ended.errors);
+        assert!(ended.errors.contains(words), "{}", ended.errors);
+    };
+    failed(&login().await, "has no sign-in for devices");
+    double.set_name("https://login.example.net");
+    failed(&login().await, "calls itself https://login.example.net");
+    double.set_away(true);
+    failed(&login().await, "503");
+}
+
+#[tokio::test]
+async fn a_relay_without_a_provider_asks_for_a_code() {
+    let relay = TestRelay::start().await;
+    let desktop = Desktop::of(relay.address);
+    let asked = desktop.run(&["bridge", "login", "--relay", &desktop.relay]).await;
+    assert_eq!(asked.code, Some(2), "{}", asked.errors);
+    assert!(asked.errors.contains("tunnel relay pair") && asked.errors.contains("--code CODE"));
+}
+
+#[tokio::test]
+async fn a_sign_in_that_cannot_be_kept_is_not_refreshed() {
+    let mut provider = Provider::with(&json!({"accessLife": LIFE})).await;
+    let relay = provider.relay().await;
+    let desktop = Desktop::of(relay.address);
+    assert_eq!(log_in(&mut provider, &desktop, "confirm").await, Some(0));
+    let path = desktop.kept().pop().unwrap();
+    let token = tunnel::token::Secret::new(kept(&desktop)["accessToken"].as_str().unwrap());
+    // What is written beside it first finds a folder in its place.
+    let beside = format!("{}.{}.new", path.display(), std::process::id());
+    std::fs::create_dir(&beside).unwrap();
+    let failed = refresh(path.clone(), dialer(), Some(token.clone())).await;
+    assert!(matches!(failed, Err(LoginError::File { .. })), "{failed:?}");
+    std::fs::remove_dir(&beside).unwrap();
+    let again = within("another refresh", refresh(path, dialer(), Some(token))).await;
+    again.unwrap();
+    let caller = kept(&desktop)["accessToken"].as_str().unwrap().to_owned();
+    let mut caller = Caller::connect(relay.address, &caller).await;
+    let listed = text(caller.get("/api/bridge").await).await;
+    assert_eq!(listed, r#"{"bridges":[]}"#);
+}
