@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use http::{HeaderMap, Request, Response};
 use tunnel::transport::{Body, empty, full};
 
-use crate::harness::bridge::Transport;
 use crate::harness::{Caller, Path, TestRelay, get, on_each_transport, text};
 
 const HTML: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
