@@ -89,6 +89,8 @@ async function freshen(card) {
   card.asked = Date.now();
   card.worked = card.bridge.inFlight > 0;
   const found = await models(card.bridge.address);
+  // One that did not answer is asked again soon.
+  card.worked ||= found.models === null;
   const items = found.models === null
     ? [el('li', { class: 'none' }, found.error.message)]
     : found.models.map(({ name, loaded }) => el('li', { class: loaded ? 'loaded' : null }, loaded ? `${name} · loaded` : name));
