@@ -6,7 +6,9 @@ import { models } from './models.js';
 import { openShare } from './share.js';
 import { ago, compact, count, desktopName, milliseconds, moment } from './words.js';
 
-const AGAIN = 30_000;
+// Between two looks at a desktop's models: while it works, and while it rests. Each look is a request that the desktop counts.
+const BUSY_AGAIN = 30_000;
+const IDLE_AGAIN = 300_000;
 
 // What is shown of a desktop, by its address.
 const cards = new Map();
@@ -62,11 +64,12 @@ function build(bridge) {
     el('dl', {}, fact('Round trip', parts.trip), fact('Connected', parts.since), fact('Last hour', parts.hour)),
     parts.models,
     el('div', { class: 'doing' }, chat, share)));
-  return { ...parts, item, bridge, inView: false, asked: 0 };
+  return { ...parts, item, bridge, inView: false, asked: -Infinity, worked: false };
 }
 
 function update(card, bridge) {
   card.bridge = bridge;
+  card.worked ||= bridge.inFlight > 0;
   setText(card.busy, `${bridge.inFlight} in flight`);
   card.busy.classList.toggle('some', bridge.inFlight > 0);
   setText(card.way, way(bridge));
@@ -82,9 +85,12 @@ function since(card) {
 }
 
 async function freshen(card) {
-  if (!shown || Date.now() - card.asked < AGAIN) return;
+  if (!shown || Date.now() - card.asked < (card.worked ? BUSY_AGAIN : IDLE_AGAIN)) return;
   card.asked = Date.now();
+  card.worked = card.bridge.inFlight > 0;
   const found = await models(card.bridge.address);
+  // One that did not answer is asked again soon.
+  card.worked ||= found.models === null;
   const items = found.models === null
     ? [el('li', { class: 'none' }, found.error.message)]
     : found.models.map(({ name, loaded }) => el('li', { class: loaded ? 'loaded' : null }, loaded ? `${name} · loaded` : name));

@@ -11,7 +11,7 @@ const NAMED = 5;
 const OTHERS = 'Others';
 
 const WHICH = {
-  model: (line) => line.model ?? 'No model',
+  model: (line) => line.model ?? 'Without a model',
   key: (line) => line.token?.label || line.token?.id || 'Unknown',
   desktop: (line) => line.bridge?.name ?? 'Unknown',
   person: (line) => line.user ?? 'You',
@@ -32,7 +32,7 @@ let drawn = null;
 function series(lines, which, value) {
   const sums = new Map();
   for (const line of lines) sums.set(which(line), (sums.get(which(line)) ?? 0) + value(line));
-  const names = [...sums].sort((a, b) => b[1] - a[1]).map(([name]) => name);
+  const names = [...sums].filter(([, sum]) => sum > 0).sort((a, b) => b[1] - a[1]).map(([name]) => name);
   return names.length > NAMED + 1 ? [...names.slice(0, NAMED), OTHERS] : names;
 }
 
@@ -44,7 +44,7 @@ function table(lines, which, value) {
   for (const line of lines) {
     const row = days.get(Math.floor(line.from / DAY) * DAY);
     const at = names.indexOf(which(line));
-    if (row !== undefined) row[at < 0 ? names.length - 1 : at] += value(line);
+    if (row !== undefined && value(line) > 0) row[at < 0 ? names.length - 1 : at] += value(line);
   }
   const rows = [...days].map(([at, values]) => ({ label: shortDay.format(at), full: longDay.format(at), values }));
   return { names, rows };
