@@ -158,6 +158,7 @@ async fn what_is_not_for_this_relay_is_refused_and_counted_by_its_reason() {
         (headed("kid", json!("two")), "token with an unknown key"),
         (headed("typ", json!("logout+jwt")), "token of a wrong type"),
         (headed("crit", json!(["exp"])), "token of a wrong type"),
+        (with("events", json!({})), "token of a wrong type"),
         (strange.token(&claims), "token with a wrong signature"),
         // Two issuers: what one signs says nothing of the other.
         (

@@ -158,7 +158,7 @@ async fn who_was_deleted_may_sign_in_anew_but_not_with_what_was_issued_before() 
 }
 
 #[tokio::test]
-async fn who_signed_in_makes_keys_and_codes_unless_the_token_names_other_scopes() {
+async fn who_signed_in_on_the_page_makes_keys_and_codes_unless_the_token_names_other_scopes() {
     let provider = Provider::start(&[Key::rsa("one")]).await;
     let place = Place::trusting(&provider).await;
     let ann = json!({"email": "ann@example.com", "email_verified": true});
@@ -167,10 +167,23 @@ async fn who_signed_in_makes_keys_and_codes_unless_the_token_names_other_scopes(
         more["scope"] = scope.into();
         provider.token_with("ann", &more)
     };
+    let with = |name: &str, value: Value| {
+        let mut more = ann.clone();
+        more[name] = value;
+        provider.token_with("ann", &more)
+    };
     let person = provider.token_with("ann", &ann);
     place.answers(&person, 200).await;
     for (token, status) in [
         (person.clone(), 201),
+        (with("azp", json!("page")), 201),
+        // Of another program than the page, or for others to know who signed in.
+        (with("client_id", json!("desktop")), 403),
+        (with("client_id", Value::Null), 403),
+        (with("azp", json!("desktop")), 403),
+        (with("at_hash", json!("x")), 403),
+        (with("c_hash", json!("x")), 403),
+        (with("aud", json!([AUDIENCE, "page"])), 201),
         (naming("openid email"), 201),
         (naming("openid manage"), 201),
         (naming("openid api"), 403),
@@ -189,7 +202,10 @@ async fn who_signed_in_makes_keys_and_codes_unless_the_token_names_other_scopes(
     place.answers(key, 200).await;
     let mut caller = Caller::connect(place.address, key).await;
     let refused = text(caller.post("/-/keys", "{}").await).await;
-    assert!(refused.contains("which sign-in gives and a key cannot"), "{refused}");
+    assert!(
+        refused.contains("signing in on a page gives and a key cannot"),
+        "{refused}"
+    );
     assert_eq!(caller.post("/-/token/renew", "").await.status(), 403);
     place.run(&["user", "disable", "ann"]).await;
     place.answers(key, 403).await;

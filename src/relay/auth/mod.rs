@@ -154,8 +154,8 @@ pub async fn bridge(tokens: &Tokens, headers: &HeaderMap, query: Option<&str>) -
 pub async fn manager(tokens: &Tokens, headers: &HeaderMap) -> Result<Identity, Error> {
     let identity = anyone(tokens, headers).await?;
     if !identity.scopes.manage {
-        let detail = "this needs the scope manage, which sign-in gives and a key cannot; without sign-in, the operator makes a token \
-                      with it: tunnel relay token --scope manage";
+        let detail = "this needs the scope manage, which signing in on a page gives and a key cannot; without sign-in, the operator \
+                      makes a token with it: tunnel relay token --scope manage";
         return Err(Error::new(Code::Forbidden, detail).because("token without the scope manage"));
     }
     Ok(identity)

@@ -139,6 +139,9 @@ impl Provider {
         let header = read_header(token)?;
         let set = self.keyring.find(&header).await?;
         let (claims, key) = set.decode(token, &header, &self.settings)?;
+        if claims.is_event() {
+            return Err(Denied::Type);
+        }
         let claims = self.admit(token, claims, &set).await?;
         let user = claims.user(&self.settings.user_claim).ok_or(Denied::NoUser)?;
         let expires = claims.seconds("exp").ok_or(Denied::Endless)?.saturating_add(LEEWAY);
@@ -146,7 +149,7 @@ impl Provider {
             return Err(Denied::Expired);
         }
         Ok(SignedIn {
-            scopes: claims.scopes(),
+            scopes: claims.scopes(&self.settings.client_id),
             issued: claims.seconds("iat"),
             expires,
             key,
