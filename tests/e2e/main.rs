@@ -41,6 +41,7 @@ mod limits;
 mod oidc;
 #[cfg(target_os = "linux")]
 mod oidc_accounts;
+mod oidc_keys;
 #[cfg(unix)]
 mod oidc_provider;
 #[cfg(target_os = "linux")]

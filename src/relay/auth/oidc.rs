@@ -1,14 +1,16 @@
 //! Sign-in by OpenID Connect: the tokens of one provider, another issuer beside the relay itself. Its algorithms are fixed here, and
-//! each of its keys has one (RFC 8725): a token chooses nothing. [`keyring`] gets the provider's keys over [`fetch`]; what a token
-//! says is read in [`claims`], and [`rules`] tell who may come in.
+//! each of its keys has one (RFC 8725): a token chooses nothing. [`keyring`] gets the provider's keys ([`keyset`]) over [`fetch`]; what a token
+//! says is read in [`claims`], what it does not say is found out by [`asking`], and [`rules`] tell who may come in.
 
+mod asking;
 mod claims;
 mod fetch;
 mod keyring;
+mod keyset;
 pub mod rules;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest;
@@ -17,12 +19,12 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::Header;
 use jsonwebtoken::errors::ErrorKind;
 use serde::Deserialize;
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout};
 
+use self::asking::Asking;
 use self::claims::Claims;
 pub use self::fetch::{BadIssuer, Issuer};
-use self::keyring::{KeySet, Keyring};
+use self::keyring::Keyring;
+use self::keyset::KeySet;
 use self::rules::Rules;
 use super::Scopes;
 use super::keys::KeyId;
@@ -33,14 +35,11 @@ use crate::transport::dial::Dialer;
 /// How far the provider's clock may be from ours, seconds.
 pub(super) const LEEWAY: u64 = 60;
 /// The types of tokens that are taken: none said, any JWT, an access token (RFC 9068). Others are for something else.
-const TYPES: [&str; 3] = ["jwt", "at+jwt", "application/at+jwt"];
-/// Who signed in is asked after so often at once at the most.
-const ASKED_AT_ONCE: usize = 16;
-/// What that may take.
+const TYPES: [&str; 4] = ["jwt", "application/jwt", "at+jwt", "application/at+jwt"];
+/// How long somebody waits for a fetch of keys.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long it is not asked again after somebody who may not come in, and how many of those are remembered.
+/// How long it is not asked again after somebody who may not come in.
 const TURNED_AWAY: Duration = Duration::from_secs(60);
-const MOST_TURNED_AWAY: usize = 1024;
 
 /// How a provider is trusted; `cmd::oidc` makes it of arguments.
 #[derive(Clone)]
@@ -69,11 +68,13 @@ impl std::fmt::Debug for Settings {
     }
 }
 
-/// How often a provider is asked for its keys.
+/// How often a provider is asked for its keys, and how long they are accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
     /// Keys are used for so long before they are fetched again, or for less if the provider says so.
     pub fresh: Duration,
+    /// One that the provider names no more is accepted for so long after it was last named.
+    pub kept: Duration,
     /// While the provider is away, they are used for so long.
     pub stale: Duration,
     /// Between two fetches, whatever tokens come.
@@ -83,7 +84,8 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            fresh: Duration::from_secs(3600),
+            fresh: Duration::from_secs(15 * 60),
+            kept: Duration::from_secs(3600),
             stale: Duration::from_secs(24 * 3600),
             pause: Duration::from_secs(30),
         }
@@ -94,9 +96,7 @@ impl Default for Timing {
 pub(super) struct Provider {
     settings: Settings,
     keyring: Keyring,
-    asking: Semaphore,
-    /// By a hash of the token.
-    turned_away: Mutex<HashMap<[u8; 32], Instant>>,
+    asking: Asking,
 }
 
 /// Somebody with a token of the provider who may come in.
@@ -116,8 +116,7 @@ impl Provider {
         Self {
             keyring: Keyring::new(settings.timing),
             settings,
-            asking: Semaphore::new(ASKED_AT_ONCE),
-            turned_away: Mutex::default(),
+            asking: Asking::new(),
         }
     }
 
@@ -127,7 +126,7 @@ impl Provider {
     }
 
     /// Keeps the keys fresh for as long as it is polled; tells which are accepted before any is used.
-    pub(super) async fn keep(&self, accepted: impl Fn(Vec<KeyId>)) -> std::convert::Infallible {
+    pub(super) async fn keep(&self, accepted: impl Fn(Vec<KeyId>) + Sync) -> Infallible {
         self.keyring.keep(&self.settings, accepted).await
     }
 
@@ -169,47 +168,16 @@ impl Provider {
         let Some(userinfo) = set.userinfo.as_ref().filter(|_| wanted) else {
             return Err(refused(rules.admit(&claims)));
         };
-        let mut hash = [0; 32];
-        hash.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
-        if self.was_turned_away(&hash) {
-            return Err(Denied::NotAllowed);
-        }
-        let asked = async {
-            let _turn = self.asking.acquire().await.ok()?;
-            Some(fetch::userinfo(&self.settings.dialer, userinfo, token).await)
-        };
-        let told = timeout(PATIENCE, asked)
-            .await
-            .ok()
-            .flatten()
-            .ok_or(Denied::ProviderAway)?;
-        let told = told.map_err(|error| {
-            tracing::debug!(%error, "the provider does not tell who signed in");
-            Denied::ProviderAway
-        })?;
-        claims.complete(told, user_claim);
-        if rules.admit(&claims) && is_known(&claims) {
+        let token = asking::Token::new(token);
+        let told = self.asking.ask(&self.settings.dialer, userinfo, &token).await?;
+        claims.complete((*told).clone(), user_claim);
+        let admitted = rules.admit(&claims);
+        if admitted && is_known(&claims) {
             return Ok(claims);
         }
-        self.turn_away(hash);
-        Err(refused(rules.admit(&claims)))
-    }
-
-    fn was_turned_away(&self, hash: &[u8; 32]) -> bool {
-        let turned_away = self.lock();
-        turned_away.get(hash).is_some_and(|at| at.elapsed() < TURNED_AWAY)
-    }
-
-    fn turn_away(&self, hash: [u8; 32]) {
-        let mut turned_away = self.lock();
-        if turned_away.len() >= MOST_TURNED_AWAY {
-            turned_away.clear();
-        }
-        turned_away.insert(hash, Instant::now());
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<[u8; 32], Instant>> {
-        self.turned_away.lock().unwrap_or_else(PoisonError::into_inner)
+        let denied = refused(admitted);
+        self.asking.remember(&token, denied, TURNED_AWAY);
+        Err(denied)
     }
 
     /// One for each person and program of this provider.
@@ -242,7 +210,7 @@ fn read_header(token: &str) -> Result<Header, Denied> {
     if !header.typ.as_ref().is_none_or(of_type) || header.crit.is_some() {
         return Err(Denied::Type);
     }
-    if keyring::ALGORITHMS.contains(&header.alg) {
+    if keyset::ALGORITHMS.contains(&header.alg) {
         Ok(header)
     } else {
         Err(Denied::Algorithm)
