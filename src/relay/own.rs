@@ -1,4 +1,5 @@
-//! The relay's own routes: health, version, the caller's bridges, token renewal; and what others of them need.
+//! The relay's own routes: health, version, how to sign in, the caller's bridges, token renewal; and what `keys`, `pairing` and
+//! `usage` share with them.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -72,7 +73,8 @@ pub fn auth_config(relay: &Relay) -> Response<Body> {
 /// `POST /-/token/renew`: a fresh token of the same user, scope and length. One that may make others ends when it was to.
 ///
 /// # Errors
-/// `unauthorized`, `rate_limited`; `forbidden` for a key or the scope `manage`, `bad_request` for a token that is not the relay's own.
+/// As for [`auth::caller`], `rate_limited`; `forbidden` for a key or the scope `manage`, `bad_request` for a token that is not the
+/// relay's own.
 pub async fn renew_token(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
     let identity = auth::anyone(&relay.tokens, headers).await?;
     relay.buckets.take(&identity)?;
@@ -89,7 +91,7 @@ pub async fn renew_token(relay: &Relay, headers: &HeaderMap) -> Result<Response<
 /// `GET /api/bridge`: the caller's own bridges.
 ///
 /// # Errors
-/// `unauthorized`, `rate_limited`.
+/// As for [`auth::caller`], `rate_limited`; `overloaded` where the user has too many requests under way.
 pub async fn bridges(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
     let identity = auth::anyone(&relay.tokens, headers).await?;
     let _listing = relay.admit(&identity)?;

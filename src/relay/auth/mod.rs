@@ -26,7 +26,7 @@ use tokens::Tokens;
 /// Somebody whose credential was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// The user (`sub`, or what the provider's tokens are to be read by).
+    /// The user: `sub`, or of a provider's token the claim that the settings of sign-in name.
     pub user: Arc<str>,
     /// What the credential is good for.
     pub scopes: Scopes,
