@@ -11,9 +11,9 @@ use crate::transport::issuer::Issuer;
 
 /// How long a connection to the provider may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Claims that people may choose themselves at many providers (OpenID Connect Core §5.7): whoever chose another one's name would be
-/// that user here.
-const CHOSEN: [&str; 8] = [
+/// Claims that people may choose themselves at many providers (all of OpenID Connect Core §5.1 but `sub` and `email`, and what some
+/// call `preferred_username`), or that say what no name is: whoever chose another one's name would be that user here (§5.7).
+const CHOSEN: [&str; 21] = [
     "name",
     "given_name",
     "family_name",
@@ -21,7 +21,20 @@ const CHOSEN: [&str; 8] = [
     "nickname",
     "preferred_username",
     "profile",
+    "picture",
     "website",
+    "email_verified",
+    "gender",
+    "birthdate",
+    "zoneinfo",
+    "locale",
+    "phone_number",
+    "phone_number_verified",
+    "address",
+    "updated_at",
+    "username",
+    "upn",
+    "unique_name",
 ];
 
 #[derive(Debug, clap::Args)]
@@ -45,13 +58,18 @@ pub(super) struct OidcArgs {
     #[arg(long, value_name = "ID", requires = "oidc_issuer")]
     oidc_device_client_id: Option<String>,
     /// Who may come in: email=*@example.com, group=NAME or sub=ID; may be repeated, one of them is enough
-    #[arg(long = "oidc-allow", value_name = "RULE", requires = "oidc_issuer")]
+    #[arg(
+        long = "oidc-allow",
+        value_name = "RULE",
+        value_delimiter = ',',
+        requires = "oidc_issuer"
+    )]
     oidc_allowed: Vec<Rule>,
     /// Everybody who can sign in at the provider may come in
     #[arg(long, requires = "oidc_issuer", conflicts_with = "oidc_allowed")]
     oidc_allow_all: bool,
     /// The claim that names the user
-    #[arg(long, value_name = "CLAIM", default_value = "sub")]
+    #[arg(long, value_name = "CLAIM", default_value = "sub", requires = "oidc_issuer")]
     oidc_user_claim: String,
     /// Trust these certificates too when connecting to the provider (PEM)
     #[arg(long, value_name = "FILE", requires = "oidc_issuer")]
@@ -81,8 +99,29 @@ impl OidcArgs {
                 self.oidc_user_claim
             )));
         }
-        if self.oidc_audiences.iter().any(|audience| audience.trim().is_empty()) {
-            return Err(Failure::usage("--oidc-audience: say for whom tokens must be"));
+        let is_empty = |text: &str| text.trim().is_empty();
+        let device_client_id = self.oidc_device_client_id.as_deref();
+        for (empty, words) in [
+            (
+                self.oidc_audiences.iter().any(|audience| is_empty(audience)),
+                "--oidc-audience: say for whom tokens must be",
+            ),
+            (
+                is_empty(client_id),
+                "--oidc-client-id: say what a web page is called at the provider",
+            ),
+            (
+                device_client_id.is_some_and(is_empty),
+                "--oidc-device-client-id: say what a program without a browser is called at the provider, or leave it out",
+            ),
+            (
+                is_empty(&self.oidc_user_claim),
+                "--oidc-user-claim: say which claim names the user, or leave it out",
+            ),
+        ] {
+            if empty {
+                return Err(Failure::usage(words));
+            }
         }
         let dialer = Dialer::new(self.oidc_ca.as_deref(), CONNECT_TIMEOUT)
             .map_err(|error| Failure::usage(format!("--oidc-ca: {error}")))?;

@@ -73,7 +73,7 @@ async fn attend(
     tokio::select! {
         () = tell(&mut listener, &sender, relay.config.limits.idle) => {}
         () = sender.closed() => {}
-        () = token_end(&relay.tokens, &identity) => {}
+        () = token_end(&relay.tokens, &identity, Duration::ZERO) => {}
         () = relay.shutdown.draining() => {}
     }
     drop(active);

@@ -428,9 +428,9 @@ async fn respond(
         Route::Bridge => session::upgrade(relay, request).await,
         Route::Polling(asked) => {
             // Only who may be one: a drain treats a bridge's connection otherwise.
-            auth::bridge(&relay.tokens, headers, None).await?;
+            let owner = auth::bridge(&relay.tokens, headers, None).await?;
             caller.set_bridge();
-            polling::answer(relay, asked, request).await
+            polling::answer(relay, owner, asked, request).await
         }
         Route::Forward(target) => {
             // In a box, or a poll that waits would hold room for it.

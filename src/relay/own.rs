@@ -1,4 +1,5 @@
-//! The relay's own routes: health, version, how to sign in, who one is, the caller's bridges, token renewal; and what others of them need.
+//! The relay's own routes: health, version, how to sign in, who one is, the caller's bridges, token renewal; and what `keys`,
+//! `pairing`, `shares` and `usage` share with them.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -105,7 +106,8 @@ pub async fn me(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Er
 /// `POST /-/token/renew`: a fresh token of the same user, scope and length. One that may make others ends when it was to.
 ///
 /// # Errors
-/// `unauthorized`, `rate_limited`; `forbidden` for a key or the scope `manage`, `bad_request` for a token that is not the relay's own.
+/// As for [`auth::caller`], `rate_limited`; `forbidden` for a key or the scope `manage`, `bad_request` for a token that is not the
+/// relay's own.
 pub async fn renew_token(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
     let identity = auth::anyone(&relay.tokens, headers).await?;
     relay.buckets.take(&identity)?;
@@ -122,7 +124,7 @@ pub async fn renew_token(relay: &Relay, headers: &HeaderMap) -> Result<Response<
 /// `GET /api/bridge`: the caller's own bridges, and those that others share with the caller.
 ///
 /// # Errors
-/// `unauthorized`, `rate_limited`.
+/// As for [`auth::caller`], `rate_limited`; `overloaded` where the user has too many requests under way.
 pub async fn bridges(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
     let identity = auth::anyone(&relay.tokens, headers).await?;
     let _listing = relay.admit(&identity)?;

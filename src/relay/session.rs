@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::Relay;
-use super::auth::refusal::Denied;
+use super::auth::refusal::{self, Denied};
 use super::auth::tokens::Tokens;
 use super::auth::{self, tokens};
 use super::connection::CallerIo;
@@ -36,6 +36,9 @@ use crate::transport::{Body, Ending, Link, empty, is_bridge_name};
 
 /// How long a fresh link may take to prove that a request crosses it.
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a session outlives its token at the most while a fresh one that its bridge showed is looked at.
+const LOOKED_AT: Duration = Duration::from_secs(10);
 
 /// Answers the request of a bridge to connect; on success the session goes on in a task of its own.
 ///
@@ -279,7 +282,7 @@ async fn run_json(relay: Arc<Relay>, io: CallerIo, read: Bytes, identity: Identi
     let why = loop {
         tokio::select! {
             why = &mut driving => break why,
-            () = token_end(&relay.tokens, &owner), if link.is_alive() => link.end(Ending::TokenEnded),
+            () = token_end(&relay.tokens, &owner, Duration::ZERO), if link.is_alive() => link.end(Ending::TokenEnded),
             () = session.finished(), if link.is_alive() => link.end(Ending::Done),
             () = relay.shutdown.draining(), if !draining => draining = true,
             () = relay.done_with(&session), if draining && link.is_alive() => link.end(Ending::GoingAway),
@@ -350,6 +353,7 @@ async fn live(
         take_control(relay, session, &mut owner, &mut shown, &text);
     }
     loop {
+        let grace = if shown.is_some() { LOOKED_AT } else { Duration::ZERO };
         tokio::select! {
             biased;
             event = driver.next() => match event {
@@ -362,7 +366,7 @@ async fn live(
                 shown = None;
                 take_token(relay, &mut owner, identified);
             }
-            () = token_end(&relay.tokens, &owner), if link.is_alive() => link.end(Ending::TokenEnded),
+            () = token_end(&relay.tokens, &owner, grace), if link.is_alive() => link.end(Ending::TokenEnded),
             never = link.expire_idle() => match never {},
             () = session.finished(), if link.is_alive() => link.end(Ending::Done),
             () = relay.shutdown.draining(), if !draining => {
@@ -375,7 +379,7 @@ async fn live(
     }
 }
 
-/// A token that a bridge showed, while it is looked at: its provider may have to be asked, and the link goes on meanwhile.
+/// A token that a bridge showed, until it is decided on: its provider may have to be asked, and the link goes on meanwhile.
 type Shown<'a> = Option<BoxFuture<'a, Result<auth::Identity, Denied>>>;
 
 async fn identified(shown: &mut Shown<'_>) -> Result<auth::Identity, Denied> {
@@ -394,9 +398,14 @@ fn take_control<'a>(
 ) {
     match Control::parse(text) {
         Control::Token { token } => {
-            let mut identified = Box::pin(async move { relay.tokens.identify(&token).await });
+            let mut identified = Box::pin(decide(&relay.tokens, token));
             match (&mut identified).now_or_never() {
-                Some(identified) => take_token(relay, owner, identified),
+                Some(identified) => {
+                    if take_token(relay, owner, identified) {
+                        // What was shown before is older.
+                        *shown = None;
+                    }
+                }
                 None => *shown = Some(identified),
             }
         }
@@ -406,9 +415,23 @@ fn take_control<'a>(
     }
 }
 
-fn take_token(relay: &Relay, owner: &mut auth::Identity, identified: Result<auth::Identity, Denied>) {
+/// Whose a token is; asks again for as long as that cannot be known yet.
+async fn decide(tokens: &Tokens, token: String) -> Result<auth::Identity, Denied> {
+    loop {
+        match tokens.identify(&token).await {
+            Err(denied) if denied.is_temporary() => tokio::time::sleep(refusal::AGAIN).await,
+            decided => return decided,
+        }
+    }
+}
+
+/// Whether the session is the token's from now on.
+fn take_token(relay: &Relay, owner: &mut auth::Identity, identified: Result<auth::Identity, Denied>) -> bool {
     match identified {
-        Ok(fresh) if fresh.user == owner.user && fresh.scopes.bridge => *owner = fresh,
+        Ok(fresh) if fresh.user == owner.user && fresh.scopes.bridge => {
+            *owner = fresh;
+            return true;
+        }
         Ok(_) => tracing::info!(user = %owner.user, "a bridge showed a token that is not for it"),
         Err(denied) => {
             let reason = denied.as_str();
@@ -416,21 +439,22 @@ fn take_token(relay: &Relay, owner: &mut auth::Identity, identified: Result<auth
             tracing::info!(user = %owner.user, reason, "a bridge showed a token that is not accepted");
         }
     }
+    false
 }
 
-/// Resolves when the session's token ends: its time is over, or its secret is not accepted any more.
-pub(super) async fn token_end(tokens: &Tokens, owner: &auth::Identity) {
+/// Resolves when the session's token ends: its time is over, and so long ago, or its secret is not accepted any more.
+pub(super) async fn token_end(tokens: &Tokens, owner: &auth::Identity, grace: Duration) {
     tokio::select! {
-        () = expired(owner) => {}
+        () = expired(owner, grace) => {}
         () = tokens.refused(owner) => {}
     }
 }
 
-async fn expired(owner: &auth::Identity) {
+async fn expired(owner: &auth::Identity, grace: Duration) {
     match owner.expires {
         None => std::future::pending().await,
         Some(end) => loop {
-            let left = end.saturating_sub(tokens::now());
+            let left = end.saturating_add(grace.as_secs()).saturating_sub(tokens::now());
             if left == 0 {
                 return;
             }

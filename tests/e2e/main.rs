@@ -49,6 +49,7 @@ mod login;
 mod oidc;
 #[cfg(target_os = "linux")]
 mod oidc_accounts;
+mod oidc_keys;
 #[cfg(unix)]
 mod oidc_provider;
 mod page_files;

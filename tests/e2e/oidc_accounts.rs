@@ -1,6 +1,7 @@
 //! Sign-in at a relay that keeps accounts: who signed in is listed once, and can be shut out; and which options make no relay.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -10,6 +11,9 @@ use tunnel::token::Secret;
 use crate::harness::oidc::{AUDIENCE, Key, Provider};
 use crate::harness::process::{Ended, Process, command, run};
 use crate::harness::{Caller, TestBridge, Upstream, json as read_json, on_each_transport, text, within};
+
+/// Between two looks at what cannot be waited for.
+const PAUSE: Duration = Duration::from_millis(20);
 
 struct Place {
     home: TempDir,
@@ -49,12 +53,22 @@ impl Place {
         serde_json::from_str(&self.run(&["token", "list", "--json"]).await).unwrap()
     }
 
+    /// Waits until so many are in the list.
+    async fn listed(&self, number: usize) {
+        within("the list", async {
+            while self.tokens().await.len() < number {
+                tokio::time::sleep(PAUSE).await;
+            }
+        })
+        .await;
+    }
+
     /// Waits until the caller is answered so.
     async fn answers(&self, token: &str, status: u16) {
         within("the answer that is expected", async {
             let mut caller = Caller::connect(self.address, token).await;
             while caller.get("/api/bridge").await.status() != status {
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                tokio::time::sleep(PAUSE).await;
                 caller = Caller::connect(self.address, token).await;
             }
         })
@@ -94,10 +108,7 @@ on_each_transport! {
         for number in 1..5 {
             place.answers(&token(&provider, "page", number), 200).await;
         }
-        within("both programs in the list", async {
-            while place.tokens().await.len() < 2 {}
-        })
-        .await;
+        place.listed(2).await;
         let listed = place.tokens().await;
         assert_eq!(listed.len(), 2, "{listed:?}");
         for one in &listed {
@@ -117,14 +128,9 @@ async fn a_program_is_shut_out_for_good_when_its_sign_in_is_taken_back() {
     let provider = Provider::start(&[Key::rsa("one")]).await;
     let place = Place::trusting(&provider).await;
     place.answers(&token(&provider, "page", 1), 200).await;
-    let id = within("the program in the list", async {
-        loop {
-            if let [one] = place.tokens().await.as_slice() {
-                break one["id"].as_str().unwrap().to_owned();
-            }
-        }
-    })
-    .await;
+    place.listed(1).await;
+    let listed = place.tokens().await;
+    let id = listed[0]["id"].as_str().unwrap().to_owned();
     place.run(&["token", "revoke", &id]).await;
     place.answers(&token(&provider, "page", 1), 401).await;
     place.answers(&token(&provider, "page", 2), 401).await;
@@ -137,10 +143,7 @@ async fn who_was_deleted_may_sign_in_anew_but_not_with_what_was_issued_before() 
     let place = Place::trusting(&provider).await;
     let before = token(&provider, "page", 1);
     place.answers(&before, 200).await;
-    within("the program in the list", async {
-        while place.tokens().await.is_empty() {}
-    })
-    .await;
+    place.listed(1).await;
     place.run(&["user", "delete", "ann"]).await;
     place.answers(&before, 401).await;
     within("a token that is newer than that", async {
@@ -150,6 +153,7 @@ async fn who_was_deleted_may_sign_in_anew_but_not_with_what_was_issued_before() 
             caller.get("/api/bridge").await.status()
         };
         while status(&token(&provider, "page", number)).await != 200 {
+            tokio::time::sleep(PAUSE).await;
             number += 1;
         }
     })
@@ -158,7 +162,7 @@ async fn who_was_deleted_may_sign_in_anew_but_not_with_what_was_issued_before() 
 }
 
 #[tokio::test]
-async fn who_signed_in_makes_keys_and_codes_unless_the_token_names_other_scopes() {
+async fn who_signed_in_on_the_page_makes_keys_and_codes_unless_the_token_names_other_scopes() {
     let provider = Provider::start(&[Key::rsa("one")]).await;
     let place = Place::trusting(&provider).await;
     let ann = json!({"email": "ann@example.com", "email_verified": true});
@@ -167,10 +171,23 @@ async fn who_signed_in_makes_keys_and_codes_unless_the_token_names_other_scopes(
         more["scope"] = scope.into();
         provider.token_with("ann", &more)
     };
+    let with = |name: &str, value: Value| {
+        let mut more = ann.clone();
+        more[name] = value;
+        provider.token_with("ann", &more)
+    };
     let person = provider.token_with("ann", &ann);
     place.answers(&person, 200).await;
     for (token, status) in [
         (person.clone(), 201),
+        (with("azp", json!("page")), 201),
+        // Of another program than the page, or for others to know who signed in.
+        (with("client_id", json!("desktop")), 403),
+        (with("client_id", Value::Null), 403),
+        (with("azp", json!("desktop")), 403),
+        (with("at_hash", json!("x")), 403),
+        (with("c_hash", json!("x")), 403),
+        (with("aud", json!([AUDIENCE, "page"])), 201),
         (naming("openid email"), 201),
         (naming("openid manage"), 201),
         (naming("openid api"), 403),
@@ -189,7 +206,10 @@ async fn who_signed_in_makes_keys_and_codes_unless_the_token_names_other_scopes(
     place.answers(key, 200).await;
     let mut caller = Caller::connect(place.address, key).await;
     let refused = text(caller.post("/-/keys", "{}").await).await;
-    assert!(refused.contains("which sign-in gives and a key cannot"), "{refused}");
+    assert!(
+        refused.contains("signing in on a page gives and a key cannot"),
+        "{refused}"
+    );
     assert_eq!(caller.post("/-/token/renew", "").await.status(), 403);
     place.run(&["user", "disable", "ann"]).await;
     place.answers(key, 403).await;
@@ -217,6 +237,10 @@ async fn a_relay_that_does_not_say_who_may_come_in_does_not_start() {
             vec!["--oidc-allow-all", "--oidc-user-claim", "preferred_username"],
             "use sub",
         ),
+        (vec!["--oidc-allow-all", "--oidc-user-claim", "phone_number"], "use sub"),
+        (vec!["--oidc-allow-all", "--oidc-user-claim", ""], "leave it out"),
+        (vec!["--oidc-allow-all", "--oidc-device-client-id", " "], "leave it out"),
+        (vec!["--oidc-allow", "sub=1,everybody"], "group=NAME"),
         (vec!["--oidc-allow-all", "--oidc-ca", "/nothing/here"], "--oidc-ca"),
         (vec!["--oidc-allow-all", "--oidc-allow", "sub=1"], "cannot be used with"),
     ] {
@@ -224,14 +248,13 @@ async fn a_relay_that_does_not_say_who_may_come_in_does_not_start() {
         assert_eq!(ended.code, Some(2), "{more:?}: {}", ended.errors);
         assert!(ended.errors.contains(words), "{more:?}: {}", ended.errors);
     }
-    let arguments = [
-        "relay",
-        "--listen",
-        "127.0.0.1:0",
-        "--oidc-issuer",
-        "http://login.example.com",
-    ];
-    let ended = run(command(home.path(), &arguments)).await;
-    assert_eq!(ended.code, Some(2), "{}", ended.errors);
-    assert!(ended.errors.contains("as the provider does"), "{}", ended.errors);
+    for (arguments, words) in [
+        (["--oidc-issuer", "http://login.example.com"], "as the provider does"),
+        (["--oidc-user-claim", "email"], "--oidc-issuer"),
+    ] {
+        let listen = ["relay", "--listen", "127.0.0.1:0"];
+        let ended = run(command(home.path(), &[listen.as_slice(), &arguments].concat())).await;
+        assert_eq!(ended.code, Some(2), "{}", ended.errors);
+        assert!(ended.errors.contains(words), "{}", ended.errors);
+    }
 }

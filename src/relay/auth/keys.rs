@@ -1,4 +1,5 @@
-//! The secrets that tokens are signed with: one signs, and during a rotation the one before it is accepted too.
+//! The secrets that the relay's own tokens are signed with: one signs, and during a rotation the one before it is accepted too. And
+//! what each kind of credential is vouched for by.
 
 use aws_lc_rs::hmac;
 use jsonwebtoken::{DecodingKey, EncodingKey};

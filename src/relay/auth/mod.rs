@@ -28,7 +28,7 @@ use tokens::Tokens;
 /// Somebody whose credential was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// The user (`sub`, or what the provider's tokens are to be read by).
+    /// The user: `sub`, or of a provider's token the claim that the settings of sign-in name.
     pub user: Arc<str>,
     /// What the credential is good for.
     pub scopes: Scopes,
@@ -162,8 +162,8 @@ pub async fn bridge(tokens: &Tokens, headers: &HeaderMap, query: Option<&str>) -
 pub async fn manager(tokens: &Tokens, headers: &HeaderMap) -> Result<Identity, Error> {
     let identity = anyone(tokens, headers).await?;
     if !identity.scopes.manage {
-        let detail = "this needs the scope manage, which sign-in gives and a key cannot; without sign-in, the operator makes a token \
-                      with it: tunnel relay token --scope manage";
+        let detail = "this needs the scope manage, which signing in on a page gives and a key cannot; without sign-in, the operator \
+                      makes a token with it: tunnel relay token --scope manage";
         return Err(Error::new(Code::Forbidden, detail).because("token without the scope manage"));
     }
     Ok(identity)

@@ -1,14 +1,16 @@
 //! Sign-in by OpenID Connect: the tokens of one provider, another issuer beside the relay itself. Its algorithms are fixed here, and
-//! each of its keys has one (RFC 8725): a token chooses nothing. [`keyring`] gets the provider's keys; what a token says is read in
-//! [`claims`], completed by [`userinfo`], and [`rules`] tell who may come in.
+//! each of its keys has one (RFC 8725): a token chooses nothing. [`keyring`] gets the provider's keys ([`keyset`]); what a token says
+//! is read in [`claims`], what it does not say is found out by [`asking`] ([`userinfo`]), and [`rules`] tell who may come in.
 
+mod asking;
 mod claims;
 mod keyring;
+mod keyset;
 pub mod rules;
 mod userinfo;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest;
@@ -17,12 +19,12 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::Header;
 use jsonwebtoken::errors::ErrorKind;
 use serde::Deserialize;
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout};
 
+use self::asking::Asking;
 use self::claims::Claims;
-pub use self::keyring::Endpoints;
-use self::keyring::{KeySet, Keyring};
+use self::keyring::Keyring;
+pub use self::keyset::Endpoints;
+use self::keyset::KeySet;
 use self::rules::Rules;
 use super::Scopes;
 use super::keys::KeyId;
@@ -35,14 +37,11 @@ use crate::transport::issuer::Issuer;
 /// How far the provider's clock may be from ours, seconds.
 pub(super) const LEEWAY: u64 = 60;
 /// The types of tokens that are taken: none said, any JWT, an access token (RFC 9068). Others are for something else.
-const TYPES: [&str; 3] = ["jwt", "at+jwt", "application/at+jwt"];
-/// Who signed in is asked after so often at once at the most.
-const ASKED_AT_ONCE: usize = 16;
-/// What that may take.
+const TYPES: [&str; 4] = ["jwt", "application/jwt", "at+jwt", "application/at+jwt"];
+/// How long somebody waits for a fetch of keys.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long it is not asked again after somebody who may not come in, and how many of those are remembered.
+/// How long it is not asked again after somebody who may not come in.
 const TURNED_AWAY: Duration = Duration::from_secs(60);
-const MOST_TURNED_AWAY: usize = 1024;
 
 /// How a provider is trusted; `cmd::oidc` makes it of arguments.
 #[derive(Clone)]
@@ -71,11 +70,13 @@ impl std::fmt::Debug for Settings {
     }
 }
 
-/// How often a provider is asked for its keys.
+/// How often a provider is asked for its keys, and how long they are accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
     /// Keys are used for so long before they are fetched again, or for less if the provider says so.
     pub fresh: Duration,
+    /// One that the provider names no more is accepted for so long after it was last named.
+    pub kept: Duration,
     /// While the provider is away, they are used for so long.
     pub stale: Duration,
     /// Between two fetches, whatever tokens come.
@@ -85,7 +86,8 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            fresh: Duration::from_secs(3600),
+            fresh: Duration::from_secs(15 * 60),
+            kept: Duration::from_secs(3600),
             stale: Duration::from_secs(24 * 3600),
             pause: Duration::from_secs(30),
         }
@@ -96,9 +98,7 @@ impl Default for Timing {
 pub(super) struct Provider {
     settings: Settings,
     keyring: Keyring,
-    asking: Semaphore,
-    /// By a hash of the token.
-    turned_away: Mutex<HashMap<[u8; 32], Instant>>,
+    asking: Asking,
 }
 
 /// Somebody with a token of the provider who may come in.
@@ -120,8 +120,7 @@ impl Provider {
         Self {
             keyring: Keyring::new(settings.timing),
             settings,
-            asking: Semaphore::new(ASKED_AT_ONCE),
-            turned_away: Mutex::default(),
+            asking: Asking::new(),
         }
     }
 
@@ -136,7 +135,7 @@ impl Provider {
     }
 
     /// Keeps the keys fresh for as long as it is polled; tells which are accepted before any is used.
-    pub(super) async fn keep(&self, accepted: impl Fn(Vec<KeyId>)) -> std::convert::Infallible {
+    pub(super) async fn keep(&self, accepted: impl Fn(Vec<KeyId>) + Sync) -> Infallible {
         self.keyring.keep(&self.settings, accepted).await
     }
 
@@ -148,6 +147,9 @@ impl Provider {
         let header = read_header(token)?;
         let set = self.keyring.find(&header).await?;
         let (claims, key) = set.decode(token, &header, &self.settings)?;
+        if claims.is_event() {
+            return Err(Denied::Type);
+        }
         let claims = self.admit(token, claims, &set).await?;
         let user = claims.user(&self.settings.user_claim).ok_or(Denied::NoUser)?;
         let expires = claims.seconds("exp").ok_or(Denied::Endless)?.saturating_add(LEEWAY);
@@ -155,7 +157,7 @@ impl Provider {
             return Err(Denied::Expired);
         }
         Ok(SignedIn {
-            scopes: claims.scopes(),
+            scopes: claims.scopes(&self.settings.client_id),
             issued: claims.seconds("iat"),
             expires,
             key,
@@ -176,47 +178,16 @@ impl Provider {
         let Some(place) = set.userinfo.as_ref().filter(|_| wanted) else {
             return Err(refused(rules.admit(&claims)));
         };
-        let mut hash = [0; 32];
-        hash.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
-        if self.was_turned_away(&hash) {
-            return Err(Denied::NotAllowed);
-        }
-        let asked = async {
-            let _turn = self.asking.acquire().await.ok()?;
-            Some(userinfo::userinfo(&self.settings.dialer, place, token).await)
-        };
-        let told = timeout(PATIENCE, asked)
-            .await
-            .ok()
-            .flatten()
-            .ok_or(Denied::ProviderAway)?;
-        let told = told.map_err(|error| {
-            tracing::debug!(%error, "the provider does not tell who signed in");
-            Denied::ProviderAway
-        })?;
-        claims.complete(told, user_claim);
-        if rules.admit(&claims) && is_known(&claims) {
+        let token = asking::Token::new(token);
+        let told = self.asking.ask(&self.settings.dialer, place, &token).await?;
+        claims.complete((*told).clone(), user_claim);
+        let admitted = rules.admit(&claims);
+        if admitted && is_known(&claims) {
             return Ok(claims);
         }
-        self.turn_away(hash);
-        Err(refused(rules.admit(&claims)))
-    }
-
-    fn was_turned_away(&self, hash: &[u8; 32]) -> bool {
-        let turned_away = self.lock();
-        turned_away.get(hash).is_some_and(|at| at.elapsed() < TURNED_AWAY)
-    }
-
-    fn turn_away(&self, hash: [u8; 32]) {
-        let mut turned_away = self.lock();
-        if turned_away.len() >= MOST_TURNED_AWAY {
-            turned_away.clear();
-        }
-        turned_away.insert(hash, Instant::now());
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<[u8; 32], Instant>> {
-        self.turned_away.lock().unwrap_or_else(PoisonError::into_inner)
+        let denied = refused(admitted);
+        self.asking.remember(&token, denied, TURNED_AWAY);
+        Err(denied)
     }
 
     /// One for each person and program of this provider.
@@ -249,7 +220,7 @@ fn read_header(token: &str) -> Result<Header, Denied> {
     if !header.typ.as_ref().is_none_or(of_type) || header.crit.is_some() {
         return Err(Denied::Type);
     }
-    if keyring::ALGORITHMS.contains(&header.alg) {
+    if keyset::ALGORITHMS.contains(&header.alg) {
         Ok(header)
     } else {
         Err(Denied::Algorithm)

@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::denials::Denial;
 use crate::relay::error::{Code, Error};
 
-/// When somebody may ask again whose provider could not be asked.
-const PROVIDER_AWAY: Duration = Duration::from_secs(5);
+/// When it makes sense to try again what cannot be decided yet.
+pub const AGAIN: Duration = Duration::from_secs(5);
 
 /// Why a token is not accepted; for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,10 +25,12 @@ pub enum Denied {
     Signature,
     /// Its issuer is none of those that are trusted.
     Issuer,
-    /// It is for somebody else's eyes.
+    /// It is for another audience.
     Audience,
     /// Its issuer has no key that may have signed it.
     UnknownSigner,
+    /// Its issuer may have the key that signed it, and is asked as soon as it may be.
+    SignerNotYetKnown,
     /// It is a key for callers, and none that is valid reads so.
     UnknownKey,
     /// Its time is over.
@@ -50,6 +52,11 @@ pub enum Denied {
 }
 
 impl Denied {
+    /// Whether it may be decided otherwise in a moment.
+    pub fn is_temporary(self) -> bool {
+        matches!(self, Self::NotKnownYet | Self::ProviderAway | Self::SignerNotYetKnown)
+    }
+
     /// In words.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -62,6 +69,7 @@ impl Denied {
             Self::Issuer => "token of another issuer",
             Self::Audience => "token for another audience",
             Self::UnknownSigner => "token with an unknown key",
+            Self::SignerNotYetKnown => "token with a key not known yet",
             Self::UnknownKey => "key unknown or revoked",
             Self::Expired => "token expired",
             Self::NotYetValid => "token not yet valid",
@@ -96,22 +104,31 @@ impl From<Denied> for Error {
                 Code::Overloaded,
                 "the relay cannot reach the provider of sign-in; try again in a moment",
             ),
+            Denied::SignerNotYetKnown => (
+                Code::Overloaded,
+                "the relay does not know yet whether the provider of sign-in has the key of this token; try again in a moment",
+            ),
             Denied::Missing => (
                 Code::Unauthorized,
                 "a token is needed: send it as 'Authorization: Bearer TOKEN'",
             ),
             Denied::Expired => (
                 Code::Unauthorized,
-                "this token has expired; ask the operator of the relay for a new one, or sign in again where you got it so",
+                "this token has expired; sign in again, or ask the operator of the relay for a new one if you got it there",
+            ),
+            // Only tokens of somebody who signed in have these.
+            Denied::Type | Denied::Issuer | Denied::Audience | Denied::UnknownSigner | Denied::Endless => (
+                Code::Unauthorized,
+                "this token is not accepted; sign in again, and tell the operator of the relay if that does not help",
             ),
             _ => (
                 Code::Unauthorized,
-                "this token is not accepted; ask the operator of the relay for a new one",
+                "this token is not accepted; sign in again, or ask the operator of the relay for a new one if you got it there",
             ),
         };
         let error = Self::new(code, detail).because(denied.as_str());
         match denied {
-            Denied::ProviderAway => error.retry_after(PROVIDER_AWAY),
+            Denied::ProviderAway | Denied::SignerNotYetKnown => error.retry_after(AGAIN),
             _ => error,
         }
     }

@@ -73,6 +73,8 @@ impl Rules {
     fn allow(&self, identity: &Identity) -> Result<(), Denied> {
         let (accepted, otherwise) = match identity.key {
             KeyId::Secret(_) => (self.keys.accept(identity.key), Denied::Signature),
+            // None of its keys is accepted any more only when it was away for too long.
+            KeyId::Provider(_) if self.provider_keys.is_empty() => (false, Denied::ProviderAway),
             KeyId::Provider(_) => (self.provider_keys.contains(&identity.key), Denied::Signature),
             KeyId::Caller => (self.callers.has(&identity.id), Denied::UnknownKey),
         };
@@ -301,17 +303,6 @@ impl Tokens {
             })?,
         };
         self.admit(token, identity)
-    }
-
-    /// Checks a key, or a token of the relay itself, and tells whose it is.
-    ///
-    /// # Errors
-    /// [`Denied`] with the reason.
-    pub fn verify(&self, token: &str) -> Result<Identity, Denied> {
-        match self.recall(token)? {
-            Some(known) => Ok(known),
-            None => self.admit(token, self.decide(token)?),
-        }
     }
 
     /// Whose the token is, if it was verified before and still stands.

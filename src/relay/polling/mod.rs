@@ -389,7 +389,7 @@ async fn live(relay: &Arc<Relay>, entry: &Arc<Entry>, session: &Arc<Session>, dr
             },
             () = entry.renewed.notified() => return Turn::Renewed,
             _ = owner.changed() => {}
-            () = token_end(&relay.tokens, &token) => {
+            () = token_end(&relay.tokens, &token, Duration::ZERO) => {
                 entry.link.end(Ending::TokenEnded);
                 return Turn::Over("its token ended");
             }

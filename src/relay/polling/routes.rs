@@ -36,12 +36,16 @@ const HEARTBEAT_INTERVAL: u64 = 10_000;
 /// Model servers noted of one app.
 const PROVIDERS: usize = 64;
 
-/// Answers what a polling bridge asks for.
+/// Answers what a polling bridge of this owner asks for.
 ///
 /// # Errors
 /// What is wrong with the request; no exchange but its own is touched.
-pub async fn answer(relay: &Arc<Relay>, asked: Polling, request: Request<Incoming>) -> Result<Response<Body>, Error> {
-    let owner = auth::bridge(&relay.tokens, request.headers(), None).await?;
+pub async fn answer(
+    relay: &Arc<Relay>,
+    owner: auth::Identity,
+    asked: Polling,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Error> {
     if !relay.config.transports.poll {
         return Err(Error::new(
             Code::NotFound,

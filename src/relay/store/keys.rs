@@ -1,4 +1,5 @@
-//! Keys for callers, and codes that a bridge is paired with: of both only the hash is kept.
+//! Keys for callers, and codes that a bridge is paired with: of both only the hash is kept. What else is kept of users and of what
+//! they hold is in [`super::accounts`].
 
 use serde::Serialize;
 

@@ -136,6 +136,9 @@ struct Doing {
     /// Where it sends those who ask for its keys.
     elsewhere: Option<String>,
     userinfo: Value,
+    /// Where it says that it tells of users, if elsewhere than it does.
+    userinfo_at: Option<String>,
+    introduced: usize,
     fetches: usize,
     asked: usize,
 }
@@ -221,6 +224,15 @@ impl Provider {
         self.doing.lock().unwrap().userinfo = told;
     }
 
+    pub(crate) fn tell_userinfo_at(&self, url: &str) {
+        self.doing.lock().unwrap().userinfo_at = Some(url.to_owned());
+    }
+
+    /// How often it was asked what it is.
+    pub(crate) fn introduced(&self) -> usize {
+        self.doing.lock().unwrap().introduced
+    }
+
     /// How often its keys were fetched.
     pub(crate) fn fetches(&self) -> usize {
         self.doing.lock().unwrap().fetches
@@ -238,6 +250,11 @@ impl Doing {
         let base = format!("http://{host}/realm");
         let status = |status: u16| Response::builder().status(status);
         let empty = || full("");
+        match request.uri().path() {
+            "/realm/.well-known/openid-configuration" => self.introduced += 1,
+            "/realm/userinfo" => self.asked += 1,
+            _ => {}
+        }
         if self.away {
             return status(503).body(empty()).unwrap();
         }
@@ -245,7 +262,7 @@ impl Doing {
             "/realm/.well-known/openid-configuration" => json!({
                 "issuer": self.name.as_deref().unwrap_or(&base),
                 "jwks_uri": format!("{base}/jwks"),
-                "userinfo_endpoint": format!("{base}/userinfo"),
+                "userinfo_endpoint": self.userinfo_at.clone().unwrap_or_else(|| format!("{base}/userinfo")),
                 "authorization_endpoint": format!("{base}/authorize"),
                 "token_endpoint": format!("{base}/token"),
                 // Not where people are to be sent from here.
@@ -261,7 +278,6 @@ impl Doing {
                 json!({"keys": keys})
             }
             "/realm/userinfo" if request.headers().contains_key(AUTHORIZATION) => {
-                self.asked += 1;
                 if self.userinfo.is_null() {
                     return status(403).body(empty()).unwrap();
                 }

@@ -1,10 +1,10 @@
-//! What a token of the provider says, and what the provider says of its user.
+//! What a token of the provider says, and what the provider says of its user. [`super::rules`] decide by it.
 
 use serde_json::{Map, Value};
 
-use super::super::refusal::Denied;
-use super::super::tokens::is_user;
 use crate::relay::auth::Scopes;
+use crate::relay::auth::refusal::Denied;
+use crate::relay::auth::tokens::is_user;
 
 /// What says whether an address is the user's own.
 const VERIFIED: &str = "email_verified";
@@ -67,13 +67,26 @@ impl Claims {
         words(self.0.get("groups"))
     }
 
-    /// What the token is good for; one that names none of our scopes is good for all: its holder is a person who signed in.
-    pub(super) fn scopes(&self) -> Scopes {
+    /// What the token is good for. One that names none of our scopes is good for desktops and requests; one that the page's program
+    /// got to ask with makes keys and codes as well: its holder is a person who signed in there.
+    pub(super) fn scopes(&self, page: &str) -> Scopes {
         let named: Vec<_> = ["scope", "scp"]
             .iter()
             .flat_map(|name| words(self.0.get(*name)))
             .collect();
-        Scopes::named(&named.join(" ")).unwrap_or(Scopes::ALL)
+        let of_page = self.client() == page && !self.is_identity();
+        let otherwise = if of_page { Scopes::ALL } else { Scopes::BOTH };
+        Scopes::named(&named.join(" ")).unwrap_or(otherwise)
+    }
+
+    /// Whether it is an ID token (OpenID Connect Core §3.1.3.6, §3.3.2.11): it says who signed in, and other places get it too.
+    fn is_identity(&self) -> bool {
+        self.has("at_hash") || self.has("c_hash")
+    }
+
+    /// Whether it tells of something that happened (RFC 8417), as of somebody who signed out, and lets nobody in.
+    pub(super) fn is_event(&self) -> bool {
+        self.has("events")
     }
 
     /// Takes from what the provider says of the user what decides on who it is and the token does not say, if it is of the same user.

@@ -1,4 +1,4 @@
-//! Who of a provider's users may come in.
+//! Who of a provider's users may come in, by what [`super::claims`] read of them.
 
 use std::str::FromStr;
 
