@@ -52,6 +52,7 @@ mod oidc_accounts;
 mod oidc_keys;
 #[cfg(unix)]
 mod oidc_provider;
+mod page;
 mod page_files;
 #[cfg(target_os = "linux")]
 mod pairing;

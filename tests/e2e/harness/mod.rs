@@ -3,6 +3,7 @@
 #[cfg(target_os = "linux")]
 pub(crate) mod accounts;
 pub(crate) mod bridge;
+pub(crate) mod browser;
 pub(crate) mod caller;
 pub(crate) mod corporate;
 #[cfg(target_os = "linux")]

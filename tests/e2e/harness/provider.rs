@@ -1,20 +1,19 @@
 //! A real provider of sign-in: `oidc-provider` of npm, in a process of its own, with people who come by a page and by a desktop.
 //! `tests/run` installs it.
 
-use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::process::{Child, ChildStdin, ChildStdout};
 use tunnel::relay::auth::oidc::rules::Rules;
 use tunnel::relay::auth::oidc::{Settings, Timing};
 use tunnel::transport::dial::Dialer;
 
+use super::browser::script;
 use super::oidc::AUDIENCE;
 use super::{PATIENCE, TestRelay};
 
-const SCRIPT: &str = include_str!("../../oidc/provider.js");
 /// What a person with Chromium may take on a busy machine.
 const SLOW: std::time::Duration = std::time::Duration::from_secs(90);
 
@@ -34,19 +33,14 @@ pub(crate) struct Tokens {
 
 impl Provider {
     pub(crate) async fn start() -> Self {
-        Self::with(&Value::Null).await
+        Self::with(&json!({})).await
     }
 
     /// With these lives, as the script takes them.
     pub(crate) async fn with(lives: &Value) -> Self {
-        let mut child = Command::new("node")
-            .args(["--input-type=module", "--eval", SCRIPT])
-            .args(lives.is_object().then(|| lives.to_string()))
-            .current_dir(installed())
-            .env("CHROMIUM", chromium().unwrap_or_default())
+        let mut child = script("provider.js", lives)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .kill_on_drop(true)
             .spawn()
             .unwrap_or_else(|error| panic!("node is needed (Debian: apt-get install nodejs npm): {error}"));
         let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -94,27 +88,6 @@ impl Provider {
     pub(crate) async fn relay(&self) -> TestRelay {
         self.relay_for(&[AUDIENCE], Rules::All).await
     }
-}
-
-/// Where Chromium is.
-pub(crate) fn chromium() -> Option<PathBuf> {
-    let paths = std::env::var_os("PATH").unwrap_or_default();
-    let names = ["chromium", "chromium-browser", "google-chrome"];
-    let all = std::env::split_paths(&paths).flat_map(|folder| names.map(|name| folder.join(name)));
-    all.into_iter().find(|path| path.is_file())
-}
-
-/// Where the provider's packages are.
-fn installed() -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("oidc");
-    for package in ["oidc-provider", "playwright-core"] {
-        assert!(
-            folder.join("node_modules").join(package).is_dir(),
-            "the npm package {package} is not in {}: run tests/run once, which installs it (it needs node and npm)",
-            folder.display()
-        );
-    }
-    folder
 }
 
 /// The next line that is JSON; the provider prints advice between them.

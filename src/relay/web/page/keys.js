@@ -10,7 +10,7 @@ import { ago, day, moment, span } from './words.js';
 const DAY = 24 * 3600;
 
 let may = false;
-// When what the user signed in with ends, seconds since 1970: no key outlives it.
+// When the token of the relay ends that is used here, seconds since 1970: no key outlives it. A sign-in bounds none.
 let most = null;
 let revoking = null;
 
@@ -18,6 +18,8 @@ function state(key) {
   if (key.revoked !== null) return 'revoked';
   return key.expires !== null && key.expires * 1000 <= Date.now() ? 'ended' : 'valid';
 }
+
+const bound = ({ kind, expires }) => (kind === 'sign-in' ? null : expires);
 
 const nameOf = (key) => key.label || key.id;
 
@@ -62,15 +64,13 @@ function offerEnds() {
   const ends = [['30', 'In 30 days'], ['90', 'In 90 days'], ['365', 'In a year'], ['', 'Never']];
   const possible = ends.filter(([days]) => left >= (days === '' ? Infinity : Number(days) * DAY));
   const isLimited = possible.length < ends.length;
-  if (isLimited) possible.push(['most', `In ${span(left * 1000)}, as your sign-in does`]);
+  if (isLimited) possible.push(['most', `In ${span(left * 1000)}, as your token does`]);
   setOptions(byId('key-ends'), possible);
   byId('key-ends').value = possible.some(([days]) => days === '90') ? '90' : possible[possible.length - 1][0];
-  setText(byId('key-ends-hint'), isLimited ? 'A key ends no later than what you are signed in with.' : '');
+  setText(byId('key-ends-hint'), isLimited ? 'A key ends no later than the token that you use here.' : '');
 }
 
-async function askForKey() {
-  // A sign-in that was renewed ends later.
-  most = await askJson('-/me').then(({ expires }) => expires, () => most);
+function askForKey() {
   const own = sorted().filter(({ owner }) => !owner);
   setOptions(byId('key-bridge'), [['', 'All of mine'], ...own.map(({ name }) => [name, name])]);
   byId('key-label').value = '';
@@ -150,7 +150,7 @@ byId('revoke-yes').addEventListener('click', revoke);
 export const keysView = {
   begin(me) {
     may = me.accounts && me.scopes.includes('manage');
-    most = me.expires;
+    most = bound(me);
     show(byId('key-add'), may);
     show(byId('keys-box'), false);
     byId('keys-rows').replaceChildren();

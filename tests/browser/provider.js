@@ -11,15 +11,18 @@ import { once } from 'node:events';
 import { createServer } from 'node:http';
 import { createInterface } from 'node:readline';
 import Provider from 'oidc-provider';
+import { openBrowser } from './stage.js';
 
 const AUDIENCE = 'https://relay.example.com';
 const CALLBACK = 'http://127.0.0.1/callback';
+// Of the relay's page, on any port: that of a native application may change (RFC 8252 §7.3).
+const PAGE = 'http://127.0.0.1/';
 const DEVICE = 'urn:ietf:params:oauth:grant-type:device_code';
 const SCOPE = 'openid email api bridge';
 // The relay lets tokens live a minute longer, in case clocks differ: as this one's does.
 const BEHIND = 60;
 
-const { accessLife = 3600, codeLife = 600 } = JSON.parse(process.argv[1] ?? '{}');
+const { accessLife = 3600, codeLife = 600 } = JSON.parse(process.argv[2] ?? '{}');
 
 const server = createServer().listen(0, '127.0.0.1');
 await once(server, 'listening');
@@ -30,10 +33,11 @@ const provider = new Provider(issuer, {
   jwks: { keys: [{ ...key, alg: 'RS256', use: 'sig' }] },
   cookies: { keys: [randomBytes(16).toString('hex')] },
   clients: [
-    { client_id: 'page', grant_types: ['authorization_code'], response_types: ['code'], redirect_uris: [CALLBACK] },
+    { client_id: 'page', grant_types: ['authorization_code', 'refresh_token'], response_types: ['code'], redirect_uris: [CALLBACK, PAGE] },
     { client_id: 'desktop', grant_types: [DEVICE, 'refresh_token'], response_types: [], redirect_uris: [] },
   ].map((client) => ({ ...client, application_type: 'native', token_endpoint_auth_method: 'none' })),
   claims: { openid: ['sub'], email: ['email', 'email_verified'] },
+  clientBasedCORS: () => true,
   conformIdTokenClaims: false,
   findAccount: (_, id) => ({
     accountId: id,
@@ -147,12 +151,7 @@ async function deny(user, url) {
 
 // What a person does: looks at the page, presses the button, types, until it says that the device may go on.
 async function chromium(user, url) {
-  const { chromium: browserType } = await import('playwright-core');
-  const quiet = ['--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update'];
-  const browser = await browserType.launch({
-    executablePath: process.env.CHROMIUM,
-    args: ['--no-sandbox', '--disable-gpu', '--disable-sync', ...quiet],
-  });
+  const browser = await openBrowser();
   try {
     const page = await browser.newPage();
     // Its pages want fonts of the Internet, and look well enough without.

@@ -1,0 +1,298 @@
+// The page in a real browser: two people sign in at a real provider, add a desktop, chat, stop, share, make a key and take it back.
+// Reads {"tunnel": PROGRAM, "transport": "ws"|"poll", "home": FOLDER, "pictures": FOLDER|null} as its argument; ends with 0 if every
+// promise was kept.
+
+import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { createServer } from 'node:http';
+import OpenAI from 'openai';
+import { Program, openBrowser, person, step, watch } from './stage.js';
+
+const { tunnel, transport, home, pictures } = JSON.parse(process.argv[2]);
+const ANN = 'ann';
+const BOB = 'bob';
+
+// What a model would say that wants to be more than text.
+const EVIL = '<img src=x onerror="document.title=1"><script>document.title=2</script>';
+
+// An Ollama that says the next piece of an answer only when it is told to.
+class Model {
+  #asked = [];
+  #waiting = [];
+
+  async start() {
+    this.server = createServer((request, response) => this.#answer(request, response));
+    this.server.listen(0, '127.0.0.1');
+    await once(this.server, 'listening');
+    this.address = `http://127.0.0.1:${this.server.address().port}`;
+    return this;
+  }
+
+  #answer(request, response) {
+    const json = (body) => response.setHeader('content-type', 'application/json').end(JSON.stringify(body));
+    const model = { name: 'm1:latest', model: 'm1:latest', size: 1, digest: 'x', modified_at: '2026-01-01T00:00:00Z', details: {} };
+    switch (request.url) {
+      case '/api/tags': return json({ models: [model, { ...model, name: 'm2:latest', model: 'm2:latest' }] });
+      case '/api/ps': return json({ models: [model] });
+      case '/api/version': return json({ version: '0.9.0' });
+      case '/v1/models': return json({ object: 'list', data: [{ id: 'm1:latest', object: 'model' }] });
+      case '/v1/chat/completions': return this.#completion(response);
+      case '/api/chat': return this.#chat(request, response);
+      default: return response.writeHead(404).end('404 page not found');
+    }
+  }
+
+  #completion(response) {
+    response.setHeader('content-type', 'text/event-stream');
+    const say = (delta, finish_reason = null) =>
+      response.write(`data: ${JSON.stringify({ id: 'c', object: 'chat.completion.chunk', model: 'm1:latest', choices: [{ index: 0, delta, finish_reason }] })}\n\n`);
+    say({ role: 'assistant', content: 'by ' });
+    say({ content: 'key' });
+    say({}, 'stop');
+    response.end('data: [DONE]\n\n');
+  }
+
+  async #chat(request, response) {
+    const body = [];
+    for await (const piece of request) body.push(piece);
+    const exchange = { asked: JSON.parse(Buffer.concat(body).toString()), response, closed: once(response, 'close') };
+    response.writeHead(200, { 'content-type': 'application/x-ndjson' });
+    response.flushHeaders();
+    const waiting = this.#waiting.shift();
+    if (waiting) waiting(exchange);
+    else this.#asked.push(exchange);
+  }
+
+  // The next chat that somebody began.
+  async next() {
+    return this.#asked.shift() ?? (await new Promise((resolve) => this.#waiting.push(resolve)));
+  }
+}
+
+const say = ({ response }, content) =>
+  response.write(`${JSON.stringify({ model: 'm1:latest', message: { role: 'assistant', content }, done: false })}\n`);
+const finish = ({ response }) =>
+  response.end(`${JSON.stringify({ model: 'm1:latest', message: { role: 'assistant', content: '' }, done: true, done_reason: 'stop', prompt_eval_count: 7, eval_count: 20, eval_duration: 1e9 })}\n`);
+
+const model = await new Model().start();
+const provider = new Program(process.execPath, home, ['provider.js', '{}']);
+const { issuer } = JSON.parse((await provider.line(/^\{.*/))[0]);
+const relay = new Program(tunnel, home, [
+  'relay', '--listen', '127.0.0.1:0', '--data-dir', `${home}/relay`,
+  '--oidc-issuer', issuer, '--oidc-audience', 'https://relay.example.com', '--oidc-client-id', 'page',
+  '--oidc-allow-all',
+]);
+const origin = (await relay.line(/listens on (http:\/\/\S+)/))[1];
+const browser = await openBrowser();
+const ann = await person(browser, origin, issuer);
+const bob = await person(browser, origin, issuer);
+watch([ann, bob]);
+
+async function signIn({ page }, user) {
+  await page.goto(origin);
+  await page.getByRole('button', { name: 'Sign in' }).click();
+  await page.getByPlaceholder('Enter any login').fill(user);
+  await page.getByPlaceholder('and password').fill('any');
+  await page.getByRole('button', { name: 'Sign-in' }).click();
+  await page.getByRole('button', { name: 'Continue' }).click();
+  await page.getByRole('navigation', { name: 'Main' }).waitFor();
+  assert.equal((await page.locator('#who').textContent()).trim(), user);
+}
+
+const open = ({ page }, name) => page.getByRole('navigation', { name: 'Main' }).getByRole('link', { name }).click();
+const desktop = ({ page }, name) => page.getByRole('list', { name: 'Desktops' }).getByRole('article', { name, exact: true });
+const answer = ({ page }) => page.getByRole('log', { name: 'Conversation' }).getByRole('article', { name: 'Answer' }).last();
+
+async function ask({ page }, text) {
+  await page.getByLabel('Message').fill(text);
+  await page.getByRole('button', { name: 'Send' }).click();
+  return model.next();
+}
+
+// The text that is on the page, once it is this one.
+async function shows(locator, text) {
+  await locator.filter({ hasText: text }).waitFor();
+}
+
+let bridge;
+
+await step('ann signs in at the provider, and nothing of it stays in the address or outlives the tab', async () => {
+  await signIn(ann, ANN);
+  const { search, hash, stored } = await ann.page.evaluate(() => ({
+    search: location.search, hash: location.hash, stored: Object.keys(localStorage).length,
+  }));
+  assert.deepEqual({ search, stored }, { search: '', stored: 0 });
+  assert.doesNotMatch(hash, /code|state/);
+});
+
+await step('she adds a desktop with the one command that the page gives', async () => {
+  await ann.page.getByRole('button', { name: 'Add a desktop' }).click();
+  await shows(ann.page.locator('#add-command'), /--code \S/);
+  const command = await ann.page.locator('#add-command').textContent();
+  const [, address, code] = command.match(/tunnel bridge login --relay (\S+) --code (\S+)/);
+  assert.equal(new URL(address).origin, origin);
+  const login = new Program(tunnel, home, ['bridge', 'login', '--relay', address, '--code', code]);
+  assert.equal(await login.end(), 0, login.told());
+  bridge = new Program(tunnel, home, ['bridge', '--name', 'box', '--upstream', model.address, '--transport', transport]);
+  await bridge.line(/connected/);
+  await shows(ann.page.locator('#announce'), 'box is connected.');
+  await ann.page.getByRole('dialog').waitFor({ state: 'hidden' });
+  await shows(desktop(ann, 'box'), 'm1:latest');
+});
+
+await step('a chat arrives in the page piece by piece, as the desktop says it', async () => {
+  await desktop(ann, 'box').getByRole('link', { name: 'Chat with box' }).click();
+  const exchange = await ask(ann, 'Hello!');
+  assert.equal(exchange.asked.messages.at(-1).content, 'Hello!');
+  let text = '';
+  for (const piece of ['One', ' two', ' three', ' four']) {
+    say(exchange, piece);
+    text += piece;
+    await shows(answer(ann).locator('.text'), new RegExp(`^\\s*${text}\\s*$`));
+  }
+  say(exchange, `\n\n\`\`\`python\nprint("${'x'.repeat(200)}")\n\`\`\`\n${EVIL}`);
+  finish(exchange);
+  await shows(answer(ann).locator('.facts'), '20.0 tokens/s');
+  await answer(ann).getByRole('button', { name: 'Copy code' }).waitFor();
+});
+
+await step('what a model says is text, whatever it is', async () => {
+  await shows(answer(ann).locator('.text'), EVIL);
+  assert.equal(await answer(ann).locator('img, script').count(), 0);
+  assert.doesNotMatch(await ann.page.title(), /^[12]$/);
+});
+
+await ann.pictures(pictures, 'chat');
+
+await step('Stop stops the desktop, and says so', async () => {
+  const exchange = await ask(ann, 'Tell me everything.');
+  say(exchange, 'Everything ');
+  await shows(answer(ann).locator('.text'), 'Everything');
+  await ann.page.getByRole('button', { name: 'Stop' }).click();
+  await exchange.closed;
+  assert.equal(exchange.response.writableFinished, false);
+  await shows(ann.page.locator('#chat-state'), 'Stopped: box is no longer working on it.');
+});
+
+await step('an answer that breaks off says so, keeps what came, and can be tried again', async () => {
+  const exchange = await ask(ann, 'Break.');
+  say(exchange, 'It was going so well');
+  await shows(answer(ann).locator('.text'), 'going so well');
+  ann.expectFailures(true);
+  exchange.response.destroy();
+  await answer(ann).getByRole('alert').waitFor();
+  await shows(answer(ann).locator('.text'), 'going so well');
+  ann.expectFailures(false);
+  await answer(ann).getByRole('button', { name: 'Try again' }).click();
+  const again = await model.next();
+  assert.equal(again.asked.messages.at(-1).content, 'Break.');
+  say(again, 'Whole now.');
+  finish(again);
+  await shows(answer(ann).locator('.text'), 'Whole now.');
+});
+
+await step('bob, who signs in too, sees nothing until ann shares', async () => {
+  await signIn(bob, BOB);
+  await bob.page.locator('#no-desktops').waitFor();
+  await open(ann, 'Desktops');
+  await ann.page.getByRole('button', { name: 'Share box' }).click();
+  const dialog = ann.page.getByRole('dialog', { name: 'Share box' });
+  await dialog.getByLabel('A person').check();
+  await dialog.getByLabel('User name').fill(BOB);
+  await dialog.getByRole('button', { name: 'Share', exact: true }).click();
+  await dialog.getByRole('button', { name: `Take back from ${BOB}` }).waitFor();
+  await ann.pictures(pictures, 'share');
+  await desktop(bob, `box of ${ANN}`).waitFor();
+});
+
+await step('bob chats with the desktop of ann', async () => {
+  await desktop(bob, `box of ${ANN}`).getByRole('link').click();
+  const exchange = await ask(bob, 'Hello, box of ann!');
+  say(exchange, 'Hello, bob.');
+  await shows(answer(bob).locator('.text'), 'Hello, bob.');
+  finish(exchange);
+  await answer(bob).locator('.facts').waitFor();
+});
+
+await step('what is taken back is gone at once, with what is under way', async () => {
+  const exchange = await ask(bob, 'Go on.');
+  say(exchange, 'On');
+  await shows(answer(bob).locator('.text'), 'On');
+  bob.expectFailures(true);
+  await ann.page.getByRole('dialog', { name: 'Share box' }).getByRole('button', { name: `Take back from ${BOB}` }).click();
+  await exchange.closed;
+  await answer(bob).getByRole('alert').waitFor();
+  await ann.page.getByRole('dialog', { name: 'Share box' }).getByRole('button', { name: 'Close' }).click();
+  await open(bob, 'Desktops');
+  await bob.page.locator('#no-desktops').waitFor();
+  bob.expectFailures(false);
+});
+
+await ann.pictures(pictures, 'desktops');
+
+await step('a key that the page makes serves an OpenAI client, until it is revoked there', async () => {
+  await open(ann, 'Keys');
+  await ann.page.getByRole('button', { name: 'New key' }).click();
+  const dialog = ann.page.getByRole('dialog', { name: 'New key' });
+  const label = 'phone <b>bold</b>';
+  await dialog.getByLabel('Label').fill(label);
+  await dialog.getByRole('button', { name: 'Make the key' }).click();
+  const apiKey = (await ann.page.locator('#new-key').textContent()).trim();
+  assert.match(apiKey, /^tun_[0-9a-z]{26}$/);
+  await ann.page.getByRole('img', { name: 'QR code of base URL and key' }).waitFor();
+  await ann.pictures(pictures, 'key');
+  await ann.page.getByRole('button', { name: 'Done' }).click();
+  const client = new OpenAI({ baseURL: `${origin}/v1`, apiKey, maxRetries: 0 });
+  const stream = await client.chat.completions.create({
+    model: 'm1:latest', messages: [{ role: 'user', content: 'Hello!' }], stream: true,
+  });
+  let text = '';
+  for await (const part of stream) text += part.choices[0]?.delta.content ?? '';
+  assert.equal(text, 'by key');
+  const row = ann.page.getByRole('table', { name: 'Your keys' }).getByRole('row').filter({ hasText: label });
+  assert.equal(await row.locator('b').count(), 0, 'a label is text');
+  await row.getByRole('button', { name: `Revoke ${label}` }).click();
+  await ann.page.getByRole('button', { name: 'Revoke', exact: true }).click();
+  await shows(row, 'revoked');
+  await assert.rejects(client.models.list(), (error) => error.status === 401);
+  assert.ok(!(await ann.page.content()).includes(apiKey), 'a key is shown once');
+});
+
+await ann.pictures(pictures, 'keys');
+
+await step('usage is counted for each person', async () => {
+  await open(ann, 'Usage');
+  await ann.page.getByLabel('By').selectOption({ label: 'Person' });
+  const table = ann.page.getByRole('table', { name: 'Usage per day' });
+  await shows(table, BOB);
+  await shows(table, ANN);
+  await ann.pictures(pictures, 'usage');
+});
+
+await step('the snippets have the address of this relay and no credential', async () => {
+  await open(ann, 'Developers');
+  const main = ann.page.getByRole('main');
+  await shows(main, `${origin}/v1`);
+  const token = await ann.page.evaluate(() => JSON.stringify({ ...sessionStorage }));
+  for (const [secret] of token.matchAll(/eyJ[\w-]+\.[\w-]+\.[\w-]+/g)) {
+    assert.ok(!(await main.textContent()).includes(secret));
+  }
+  await ann.pictures(pictures, 'developers');
+});
+
+await step('signed out, nothing is left in the browser', async () => {
+  await ann.page.getByRole('button', { name: 'Sign out' }).click();
+  // The provider asks whether it may end its own session, too.
+  await ann.page.waitForURL((url) => url.origin === issuer);
+  await ann.page.goto(origin);
+  await ann.page.getByRole('button', { name: 'Sign in' }).waitFor();
+  const left = await ann.page.evaluate(() => ({ session: sessionStorage.length, local: localStorage.length }));
+  assert.deepEqual(left, { session: 0, local: 0 });
+  await ann.pictures(pictures, 'signed-out');
+});
+
+await step('no error, no violation of the policy, no request to anybody else', async () => {
+  assert.deepEqual([...ann.complaints, ...bob.complaints], []);
+});
+
+process.exit(0);

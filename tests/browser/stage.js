@@ -1,0 +1,124 @@
+// What a story in the browser stands on: programs, a browser, and people in it of whom every complaint is kept.
+
+import { spawn } from 'node:child_process';
+import { createInterface } from 'node:readline';
+import { chromium } from 'playwright-core';
+
+// How long anything may take.
+const PATIENCE = 60_000;
+const SIZES = { narrow: { width: 360, height: 740 }, wide: { width: 1600, height: 1000 } };
+
+// A program that is ended with this one.
+export class Program {
+  #lines = [];
+  #news = [];
+
+  constructor(program, home, args) {
+    const env = { PATH: process.env.PATH, HOME: home, XDG_CONFIG_HOME: `${home}/.config`, XDG_STATE_HOME: `${home}/.state` };
+    this.child = spawn(program, args, { env, stdio: ['pipe', 'pipe', 'pipe'] });
+    this.ended = new Promise((resolve) => this.child.on('close', resolve));
+    for (const output of [this.child.stdout, this.child.stderr]) {
+      createInterface({ input: output }).on('line', (line) => {
+        this.#lines.push(line);
+        this.#news.splice(0).forEach((tell) => tell());
+      });
+    }
+    process.on('exit', () => this.child.kill('SIGKILL'));
+  }
+
+  // Waits for a line like this.
+  async line(pattern) {
+    for (let at = 0; ; at += 1) {
+      while (at >= this.#lines.length) {
+        const over = this.ended.then(() => true);
+        if (await Promise.race([over, new Promise((resolve) => this.#news.push(resolve))])) {
+          throw new Error(`it ended without saying ${pattern}:\n${this.told()}`);
+        }
+      }
+      const found = this.#lines[at].match(pattern);
+      if (found) return found;
+    }
+  }
+
+  // How it ended.
+  end() {
+    return this.ended;
+  }
+
+  told() {
+    return this.#lines.join('\n');
+  }
+}
+
+// The Chromium that the environment names; nothing in it calls home.
+export function openBrowser() {
+  const args = [
+    '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+    '--disable-component-update', '--disable-sync',
+  ];
+  return chromium.launch({ executablePath: process.env.CHROMIUM, args });
+}
+
+// Somebody with a browser of their own, at a page of this origin that signs people in at another.
+export async function person(browser, origin, issuer) {
+  const context = await browser.newContext({ viewport: SIZES.wide, colorScheme: 'light' });
+  context.setDefaultTimeout(PATIENCE);
+  await context.grantPermissions(['clipboard-read', 'clipboard-write'], { origin });
+  const page = await context.newPage();
+  const complaints = [];
+  let expected = false;
+  const own = (url) => url.startsWith(`${origin}/`) || url === origin;
+  page.on('pageerror', (error) => complaints.push(`error: ${error}`));
+  page.on('console', (message) => {
+    if (!['error', 'warning'].includes(message.type()) || !own(message.location().url)) return;
+    if (expected && message.text().includes('Failed to load resource')) return;
+    complaints.push(`${message.type()}: ${message.text()} (${message.location().url})`);
+  });
+  // The provider's own pages want fonts of the Internet, and look well enough without.
+  await page.route((url) => url.origin !== origin && url.origin !== issuer, (route) => route.abort());
+  page.on('request', (request) => {
+    const url = request.url();
+    if (own(request.frame().url()) && !own(url) && !url.startsWith(`${issuer}/`) && !url.startsWith('data:') && !url.startsWith('blob:')) {
+      complaints.push(`a request to ${url}`);
+    }
+  });
+  await page.addInitScript(() => {
+    addEventListener('securitypolicyviolation', (event) => console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`));
+  });
+
+  // Pictures of what is there now: both widths, light and dark.
+  const pictures = async (folder, name) => {
+    if (!folder) return;
+    for (const [size, viewport] of Object.entries(SIZES)) {
+      for (const colorScheme of ['light', 'dark']) {
+        await page.setViewportSize(viewport);
+        await page.emulateMedia({ colorScheme });
+        await page.screenshot({ path: `${folder}/${name}-${size}-${colorScheme}.png` });
+      }
+    }
+    await page.setViewportSize(SIZES.wide);
+    await page.emulateMedia({ colorScheme: 'light' });
+  };
+  // While it is so, requests may fail: the browser itself tells of each.
+  const expectFailures = (is) => {
+    expected = is;
+  };
+  return { page, complaints, pictures, expectFailures };
+}
+
+let shown = [];
+// Whose pages are told of when a promise is not kept.
+export const watch = (people) => { shown = people; };
+
+export async function step(promise, keep) {
+  console.log(promise);
+  try {
+    await keep();
+  } catch (error) {
+    console.error(`NOT KEPT: ${promise}\n${error.stack}`);
+    for (const { page, complaints } of shown) {
+      console.error(page.url(), complaints, await page.locator('body').ariaSnapshot().catch(() => ''));
+    }
+    process.exit(1);
+  }
+}
