@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use super::Relay;
@@ -29,6 +29,8 @@ const NOTE: Duration = Duration::from_secs(30);
 const PRUNE: Duration = Duration::from_secs(3600);
 /// How long tokens that ended and bridges that are gone are remembered at least.
 const TRACES: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How long who ordered something waits until this relay carries it out.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// What the last batch may take when the relay stops.
 const LAST: Duration = Duration::from_secs(3);
 
@@ -50,6 +52,16 @@ struct Inner {
     unsure_since: Mutex<Option<Instant>>,
     /// The batch that is to be written again just as it is: it may be written already.
     unsure: tokio::sync::Mutex<Unsure>,
+    /// Calls for a look at the orders before its time.
+    hurry: Notify,
+    looks: watch::Sender<Looks>,
+}
+
+/// Looks at the orders: how many began, and how many of these are over.
+#[derive(Debug, Default)]
+struct Looks {
+    begun: u64,
+    over: u64,
 }
 
 /// Why the database did not do its work the last time.
@@ -88,6 +100,8 @@ impl Keeper {
             asking: Semaphore::new(1),
             unsure_since: Mutex::default(),
             unsure: tokio::sync::Mutex::default(),
+            hurry: Notify::new(),
+            looks: watch::Sender::default(),
         }));
         let opened = timeout(patience, keeper.open(tokens)).await;
         match opened.unwrap_or_else(|_| Err(StoreError::Away("the database does not answer yet".to_owned()))) {
@@ -144,6 +158,16 @@ impl Keeper {
         asked.await.unwrap_or_else(|_| Err(StoreError::ended()))
     }
 
+    /// Resolves once this relay carries out what the store was told before; or after a moment in which it could not.
+    pub async fn carried_out(&self) {
+        let mut looks = self.0.looks.subscribe();
+        // The one under way may have looked too early.
+        let enough = looks.borrow().begun + 1;
+        self.0.hurry.notify_one();
+        // The sender is ours.
+        let _ = timeout(PATIENCE, looks.wait_for(|looks| looks.over >= enough)).await;
+    }
+
     /// Works for as long as the relay runs.
     pub async fn keep(&self, relay: &Relay) {
         let store = loop {
@@ -186,11 +210,17 @@ impl Keeper {
         let mut kicked: Option<u64> = None;
         loop {
             let began = Instant::now();
+            self.0.looks.send_modify(|looks| looks.begun += 1);
             let followed = follow_once(store, relay, &mut known, &mut kicked).await;
+            self.0.looks.send_modify(|looks| looks.over = looks.begun);
             relay.metrics.asked_store(began.elapsed());
-            let pause = if followed.is_ok() { LOOK } else { AWAY };
             self.note_reading(&followed);
-            sleep(pause).await;
+            if followed.is_err() {
+                sleep(AWAY).await;
+                continue;
+            }
+            // Called while it slept or before, it looks at once.
+            let _ = timeout(LOOK, self.0.hurry.notified()).await;
         }
     }
 

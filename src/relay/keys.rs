@@ -8,7 +8,7 @@ use serde_json::json;
 use super::Relay;
 use super::auth::{self, caller_keys, tokens::now};
 use super::error::{Code, Error};
-use super::own::{json_response, read_json, store, store_error};
+use super::own::{carried_out, json_response, read_json, store, store_error};
 use super::rate::Rate;
 use super::registry::InFlight;
 use super::store::keys::{Key, Maker};
@@ -97,6 +97,7 @@ pub async fn add(relay: &Relay, request: Request<Incoming>) -> Result<Response<B
     let hash = caller_keys::hash(key.expose());
     let added = store(relay)?.add_key(&kept, &hash, &maker).await;
     added.map_err(|error| store_error(&error))?;
+    carried_out(relay).await;
     tracing::info!(%user, id = kept.id, "a key was made");
     let mut answer = json!(kept);
     answer["key"] = key.expose().into();
@@ -122,6 +123,7 @@ pub async fn revoke(relay: &Relay, headers: &HeaderMap, id: &str) -> Result<Resp
     let (user, _asking) = manager(relay, headers).await?;
     let revoked = store(relay)?.revoke_key(id, Some(&user.user)).await;
     revoked.map_err(|error| store_error(&error))?;
+    carried_out(relay).await;
     tracing::info!(user = %user.user, id, "a key was revoked");
     let mut response = Response::new(empty());
     *response.status_mut() = StatusCode::NO_CONTENT;

@@ -216,6 +216,13 @@ pub(super) fn store(relay: &Relay) -> Result<&Store, Error> {
     keeper.store().ok_or_else(store_away)
 }
 
+/// Resolves once this relay does as the store was told; other relays do within a second.
+pub(super) async fn carried_out(relay: &Relay) {
+    if let Some(keeper) = &relay.config.keeper {
+        keeper.carried_out().await;
+    }
+}
+
 pub(super) fn store_away() -> Error {
     Error::new(
         Code::Overloaded,

@@ -10,7 +10,7 @@ use super::auth::shares::{BadWith, With};
 use super::auth::tokens::now;
 use super::error::{Code, Error};
 use super::keys::manager;
-use super::own::{json_response, read_json, store, store_error};
+use super::own::{carried_out, json_response, read_json, store, store_error};
 use super::store::Store;
 use super::store::keys::Maker;
 use super::store::shares::Share;
@@ -71,6 +71,7 @@ pub async fn add(relay: &Relay, request: Request<Incoming>) -> Result<Response<B
         .map_err(|_| Error::new(Code::Overloaded, "no random numbers to be had"))?;
     let shared = store.share(&share, &Maker::from(&owner)).await;
     let shared = shared.map_err(|error| store_error(&error))?;
+    carried_out(relay).await;
     tracing::info!(%user, id = shared.id, "a bridge was shared");
     Ok(json_response(StatusCode::CREATED, &json!(shared)))
 }
@@ -98,6 +99,7 @@ pub async fn remove(relay: &Relay, headers: &HeaderMap, id: &str) -> Result<Resp
     let (owner, _asking) = manager(relay, headers).await?;
     let removed = store(relay)?.unshare(id, Some(&owner.user)).await;
     removed.map_err(|error| store_error(&error))?;
+    carried_out(relay).await;
     tracing::info!(user = %owner.user, id, "a share was taken back");
     let mut response = Response::new(empty());
     *response.status_mut() = StatusCode::NO_CONTENT;

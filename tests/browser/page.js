@@ -237,6 +237,7 @@ await step('a key that the page makes serves an OpenAI client, until it is revok
   const label = 'phone <b>bold</b>';
   await dialog.getByLabel('Label').fill(label);
   await dialog.getByRole('button', { name: 'Make the key' }).click();
+  await shows(ann.page.locator('#new-key'), 'tun_');
   const apiKey = (await ann.page.locator('#new-key').textContent()).trim();
   assert.match(apiKey, /^tun_[0-9a-z]{26}$/);
   await ann.page.getByRole('img', { name: 'QR code of base URL and key' }).waitFor();
@@ -272,7 +273,7 @@ await step('usage is counted for each person', async () => {
 await step('the snippets have the address of this relay and no credential', async () => {
   await open(ann, 'Developers');
   const main = ann.page.getByRole('main');
-  await shows(main, `${origin}/v1`);
+  await shows(main, `${origin}/b/box/v1`);
   const token = await ann.page.evaluate(() => JSON.stringify({ ...sessionStorage }));
   for (const [secret] of token.matchAll(/eyJ[\w-]+\.[\w-]+\.[\w-]+/g)) {
     assert.ok(!(await main.textContent()).includes(secret));
