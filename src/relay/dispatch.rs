@@ -123,10 +123,11 @@ async fn ask(
     let mut idle = IdleLimit::new(activity.clone(), relay.config.limits.idle);
     let mut cut = cut(relay, &identity);
     let (response, bridge, session) = tokio::select! {
+        // An answer that came too late is not begun: broken off at once, it might take its own head with it.
         biased;
+        () = &mut cut => Err(auth::refusal_of(&relay.tokens, &identity)),
         answered = call(relay, &identity, &meant, request, record) => answered,
         () = &mut idle => Err(Error::new(Code::Timeout, "nothing moved for too long; the request was given up")),
-        () = &mut cut => Err(auth::refusal_of(&relay.tokens, &identity)),
     }
     .map_err(|error| {
         if upload.too_large.load(Ordering::Relaxed) {
@@ -263,6 +264,7 @@ async fn call(
     let spare = repeatable(&request);
     let mut unsent = tokio::select! {
         biased;
+        () = unshared(relay, identity, &session) => return Err(reach::no_bridge(relay, meant)),
         answered = call_session(relay, &session, request) => match answered {
             Ok((response, in_flight)) => return Ok((response, in_flight, session)),
             Err(ExchangeError::NotSent(request)) => *request,
@@ -272,13 +274,12 @@ async fn call(
             },
             Err(error) => return Err(error.into()),
         },
-        () = unshared(relay, identity, &session) => return Err(reach::no_bridge(relay, meant)),
     };
     let session = find(relay, identity, meant, &mut unsent, record).await?;
     let (response, in_flight) = tokio::select! {
         biased;
-        answered = call_session(relay, &session, unsent) => answered?,
         () = unshared(relay, identity, &session) => return Err(reach::no_bridge(relay, meant)),
+        answered = call_session(relay, &session, unsent) => answered?,
     };
     Ok((response, in_flight, session))
 }

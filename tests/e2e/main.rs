@@ -77,6 +77,7 @@ mod semantics;
 mod sharing;
 #[cfg(target_os = "linux")]
 mod sharing_groups;
+mod sharing_waits;
 mod shipped;
 mod shipped_ws;
 #[cfg(target_os = "linux")]
