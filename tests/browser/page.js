@@ -125,15 +125,15 @@ await step('ann signs in at the provider, and nothing of it stays in the address
   assert.doesNotMatch(hash, /code|state/);
 });
 
-await step('she adds a desktop with the one command that the page gives', async () => {
+await step('she adds a desktop with the two commands that the page gives', async () => {
   await ann.page.getByRole('button', { name: 'Add a desktop' }).click();
   await shows(ann.page.locator('#add-command'), /--code \S/);
   const command = await ann.page.locator('#add-command').textContent();
-  const [, address, code] = command.match(/tunnel bridge login --relay (\S+) --code (\S+)/);
+  const [, address, code, again] = command.match(/^tunnel bridge login --relay (\S+) --code (\S+)\ntunnel bridge --relay (\S+)$/);
   assert.equal(new URL(address).origin, origin);
   const login = new Program(tunnel, home, ['bridge', 'login', '--relay', address, '--code', code]);
   assert.equal(await login.end(), 0, login.told());
-  bridge = new Program(tunnel, home, ['bridge', '--name', 'box', '--upstream', model.address, '--transport', transport]);
+  bridge = new Program(tunnel, home, ['bridge', '--relay', again, '--name', 'box', '--upstream', model.address, '--transport', transport]);
   await bridge.line(/connected/);
   await shows(ann.page.locator('#announce'), 'box is connected.');
   await ann.page.getByRole('dialog').waitFor({ state: 'hidden' });

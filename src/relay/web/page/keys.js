@@ -148,12 +148,15 @@ byId('key-form').addEventListener('submit', make);
 byId('revoke-yes').addEventListener('click', revoke);
 
 export const keysView = {
-  begin(me) {
+  begin() {
+    show(byId('keys-box'), false);
+    byId('keys-rows').replaceChildren();
+    setText(byId('keys-error'), '');
+  },
+  allow(me) {
     may = me.accounts && me.scopes.includes('manage');
     most = bound(me);
     show(byId('key-add'), may);
-    show(byId('keys-box'), false);
-    byId('keys-rows').replaceChildren();
     show(byId('keys-need'), !may);
     setText(byId('keys-need'), need(me));
   },
