@@ -31,6 +31,12 @@ on_each_transport! {
     }
 }
 
+on_each_transport! {
+    async fn a_page_renews_its_token_while_a_chat_goes_on_and_only_a_refusal_ends_the_sign_in(transport: Transport) {
+        is_kept("renew.js", json!({"transport": transport.name()})).await;
+    }
+}
+
 #[tokio::test]
 async fn a_demonstration_opens_signed_in_and_chats_at_once() {
     is_kept("demo.js", json!({})).await;
