@@ -42,10 +42,11 @@ async function* ofOllama(response) {
 
 async function* ofOpenAi(response) {
   let tokens = null;
+  let isOver = false;
   for await (const data of events(response)) {
+    // To its end, or the desktop would take it for one that was stopped.
     if (data === '[DONE]') {
-      yield { done: { tokens, rate: null } };
-      // To its end, or the desktop would take it for one that was stopped.
+      isOver = true;
       continue;
     }
     const chunk = JSON.parse(data);
@@ -55,5 +56,8 @@ async function* ofOpenAi(response) {
     if (thinking) yield { thinking };
     if (delta.content) yield { text: delta.content };
     tokens = chunk.usage?.completion_tokens ?? tokens;
+    // Some servers end with this, and say no more.
+    isOver ||= Boolean(chunk.choices?.[0]?.finish_reason);
   }
+  if (isOver) yield { done: { tokens, rate: null } };
 }

@@ -3,7 +3,7 @@
 import { byId, el, setText, show } from './dom.js';
 import { desktops, live, order } from './live.js';
 import { models } from './models.js';
-import { openShare } from './share.js';
+import { lookAway, openShare } from './share.js';
 import { ago, compact, count, desktopName, milliseconds, moment } from './words.js';
 
 // Between two looks at a desktop's models: while it works, and while it rests. Each look is a request that the desktop counts.
@@ -138,6 +138,9 @@ function empty() {
 }
 
 export const desktopsView = {
+  begin() {
+    lookAway(false);
+  },
   allow(me) {
     may = me.accounts && me.scopes.includes('manage');
     show(byId('add-desktop'), may);
@@ -146,6 +149,7 @@ export const desktopsView = {
   },
   enter() {
     shown = true;
+    lookAway(may);
     for (const card of cards.values()) if (card.inView) freshen(card);
   },
   leave() {
