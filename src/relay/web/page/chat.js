@@ -10,6 +10,8 @@ import { AnswerTurn, questionTurn } from './turn.js';
 // Without a first token for so long, it is said what is waited for.
 const COLD = 4000;
 const NEAR_END = 60;
+// Drawing takes a part of the time that is no larger than one in so many, however long an answer is.
+const SHARE = 5;
 
 const log = byId('log');
 const message = byId('message');
@@ -107,12 +109,17 @@ async function receive({ abort, turn }, view, sent, cold) {
   const began = performance.now();
   let firstAt = null;
   let drawn = null;
+  let pause = 0;
   const draw = () => {
     drawn = null;
+    const at = performance.now();
     const follow = isAtEnd();
     view.update(turn);
     if (follow) toEnd();
+    pause = (performance.now() - at) * (SHARE - 1);
   };
+  // A page that is not looked at draws no frames: then a timer does.
+  const later = () => (document.hidden || pause > 20 ? setTimeout(draw, Math.max(pause, 100)) : requestAnimationFrame(draw));
   try {
     const { address, model, desktop: { openai } } = choice;
     for await (const part of answer({ address, model, openai, messages: sent, signal: abort.signal })) {
@@ -124,7 +131,7 @@ async function receive({ abort, turn }, view, sent, cold) {
       turn.content += part.text ?? '';
       if (part.thinking) turn.thinking = (turn.thinking ?? '') + part.thinking;
       if (part.done) turn.facts = speed(part.done, began, firstAt);
-      drawn ??= document.hidden ? setTimeout(draw, 250) : requestAnimationFrame(draw);
+      drawn ??= later();
     }
   } finally {
     turn.facts ??= speed({}, began, firstAt);
