@@ -212,6 +212,22 @@ await step('no view is wider than a phone', async () => {
   }
 });
 
+await step('what is shared of a desktop that is away is told, and can be taken back', async () => {
+  await open(ann, 'Desktops');
+  await ann.page.getByRole('button', { name: 'Share box' }).click();
+  const dialog = ann.page.getByRole('dialog', { name: 'Share box' });
+  await dialog.getByLabel('A group').check();
+  await dialog.getByLabel('Name of the group').fill('staff');
+  await dialog.getByRole('button', { name: 'Share', exact: true }).click();
+  await dialog.getByRole('button', { name: 'Take back from group staff' }).waitFor();
+  await dialog.getByRole('button', { name: 'Close' }).click();
+  bridge.child.kill('SIGTERM');
+  const away = ann.page.getByRole('list', { name: 'Shared, but away' });
+  await shows(away, 'box with group staff');
+  await away.getByRole('button', { name: 'Take back box from group staff' }).click();
+  await away.waitFor({ state: 'hidden' });
+});
+
 await step('signed out, nothing is left in the browser', async () => {
   await ann.page.getByRole('button', { name: 'Sign out' }).click();
   // The provider asks whether it may end its own session, too.

@@ -43,6 +43,11 @@ async fn a_demonstration_opens_signed_in_and_chats_at_once() {
 }
 
 #[tokio::test]
+async fn a_page_under_a_path_is_used_by_keyboard_and_shows_names_as_text() {
+    is_kept("prefix.js", json!({})).await;
+}
+
+#[tokio::test]
 async fn many_desktops_that_change_all_the_time_are_neither_drawn_anew_nor_all_asked() {
     is_kept("many.js", json!({})).await;
 }
