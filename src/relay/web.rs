@@ -112,7 +112,7 @@ pub fn is_visit(method: &Method, uri: &Uri, headers: &HeaderMap) -> bool {
 /// As for [`asset`].
 pub fn page(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body>, Error> {
     let mut response = asset(relay, INDEX, headers)?;
-    let differs = HeaderValue::from_static("Accept, Authorization");
+    let differs = HeaderValue::from_static("Accept, Authorization, X-Api-Key, Tunnel-Bridge");
     response.headers_mut().insert(VARY, differs);
     Ok(response)
 }
@@ -172,7 +172,7 @@ fn origin(url: &str) -> Option<String> {
 fn policy(origins: &[String]) -> String {
     let connect: String = origins.iter().map(|origin| format!(" {origin}")).collect();
     format!(
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'{connect}; \
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'{connect}; \
          manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
          require-trusted-types-for 'script'; trusted-types 'none'"
     )

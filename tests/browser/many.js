@@ -10,6 +10,8 @@ import { Program, openBrowser, person, step, watch } from './stage.js';
 const { tunnel, home } = JSON.parse(process.argv[2]);
 const MANY = 200;
 const TIMES = 8;
+// A guard against drawing all anew, with room for a busy machine, milliseconds.
+const FRAME = 200;
 
 const relay = new Program(tunnel, home, ['relay', '--listen', '127.0.0.1:0', '--data-dir', `${home}/relay`]);
 const [, behind] = await relay.line(/listens on (http:\/\/\S+)/);
@@ -67,11 +69,10 @@ await step(`${MANY} desktops are there`, async () => {
 await step('what changes is their words, and nothing else', async () => {
   const say = listener;
   await page.evaluate(() => {
-    const list = document.querySelector('[aria-label="Desktops"], ul');
     const seen = { moved: 0, frames: [] };
     window.seen = seen;
     document.querySelectorAll('article').forEach((article) => { article.mark = true; });
-    new MutationObserver((changes) => { seen.moved += changes.length; }).observe(list, { childList: true });
+    new MutationObserver((changes) => { seen.moved += changes.length; }).observe(document.querySelector('#cards'), { childList: true });
     let last = performance.now();
     const frame = (now) => {
       seen.frames.push(now - last);
@@ -93,6 +94,7 @@ await step('what changes is their words, and nothing else', async () => {
   const frames = seen.frames.sort((a, b) => a - b);
   const at = (part) => Math.round(frames[Math.floor(part * (frames.length - 1))]);
   console.log(`frames: ${frames.length}, median ${at(0.5)} ms, 95 % within ${at(0.95)} ms, longest ${at(1)} ms`);
+  assert.ok(at(0.95) <= FRAME, `frames took ${at(0.95)} ms`);
 });
 
 await step('only desktops that can be seen are asked for their models', async () => {

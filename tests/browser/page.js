@@ -3,10 +3,9 @@
 // promise was kept.
 
 import assert from 'node:assert/strict';
-import { once } from 'node:events';
-import { createServer } from 'node:http';
 import OpenAI from 'openai';
-import { Program, openBrowser, person, step, watch } from './stage.js';
+import { Model, finish, say } from './model.js';
+import { Program, fits, openBrowser, person, planted, shows, signIn, step, watch } from './stage.js';
 
 const { tunnel, transport, home, pictures } = JSON.parse(process.argv[2]);
 const ANN = 'ann';
@@ -14,65 +13,6 @@ const BOB = 'bob';
 
 // What a model would say that wants to be more than text.
 const EVIL = '<img src=x onerror="document.title=1"><script>document.title=2</script>';
-
-// An Ollama that says the next piece of an answer only when it is told to.
-class Model {
-  #asked = [];
-  #waiting = [];
-
-  async start() {
-    this.server = createServer((request, response) => this.#answer(request, response));
-    this.server.listen(0, '127.0.0.1');
-    await once(this.server, 'listening');
-    this.address = `http://127.0.0.1:${this.server.address().port}`;
-    return this;
-  }
-
-  #answer(request, response) {
-    const json = (body) => response.setHeader('content-type', 'application/json').end(JSON.stringify(body));
-    const model = { name: 'm1:latest', model: 'm1:latest', size: 1, digest: 'x', modified_at: '2026-01-01T00:00:00Z', details: {} };
-    switch (request.url) {
-      case '/api/tags': return json({ models: [model, { ...model, name: 'm2:latest', model: 'm2:latest' }] });
-      case '/api/ps': return json({ models: [model] });
-      case '/api/version': return json({ version: '0.9.0' });
-      case '/v1/models': return json({ object: 'list', data: [{ id: 'm1:latest', object: 'model' }] });
-      case '/v1/chat/completions': return this.#completion(response);
-      case '/api/chat': return this.#chat(request, response);
-      default: return response.writeHead(404).end('404 page not found');
-    }
-  }
-
-  #completion(response) {
-    response.setHeader('content-type', 'text/event-stream');
-    const say = (delta, finish_reason = null) =>
-      response.write(`data: ${JSON.stringify({ id: 'c', object: 'chat.completion.chunk', model: 'm1:latest', choices: [{ index: 0, delta, finish_reason }] })}\n\n`);
-    say({ role: 'assistant', content: 'by ' });
-    say({ content: 'key' });
-    say({}, 'stop');
-    response.end('data: [DONE]\n\n');
-  }
-
-  async #chat(request, response) {
-    const body = [];
-    for await (const piece of request) body.push(piece);
-    const exchange = { asked: JSON.parse(Buffer.concat(body).toString()), response, closed: once(response, 'close') };
-    response.writeHead(200, { 'content-type': 'application/x-ndjson' });
-    response.flushHeaders();
-    const waiting = this.#waiting.shift();
-    if (waiting) waiting(exchange);
-    else this.#asked.push(exchange);
-  }
-
-  // The next chat that somebody began.
-  async next() {
-    return this.#asked.shift() ?? (await new Promise((resolve) => this.#waiting.push(resolve)));
-  }
-}
-
-const say = ({ response }, content) =>
-  response.write(`${JSON.stringify({ model: 'm1:latest', message: { role: 'assistant', content }, done: false })}\n`);
-const finish = ({ response }) =>
-  response.end(`${JSON.stringify({ model: 'm1:latest', message: { role: 'assistant', content: '' }, done: true, done_reason: 'stop', prompt_eval_count: 7, eval_count: 20, eval_duration: 1e9 })}\n`);
 
 const model = await new Model().start();
 const provider = new Program(process.execPath, home, ['provider.js', '{}']);
@@ -88,17 +28,6 @@ const ann = await person(browser, origin, issuer);
 const bob = await person(browser, origin, issuer);
 watch([ann, bob]);
 
-async function signIn({ page }, user) {
-  await page.goto(origin);
-  await page.getByRole('button', { name: 'Sign in' }).click();
-  await page.getByPlaceholder('Enter any login').fill(user);
-  await page.getByPlaceholder('and password').fill('any');
-  await page.getByRole('button', { name: 'Sign-in' }).click();
-  await page.getByRole('button', { name: 'Continue' }).click();
-  await page.getByRole('navigation', { name: 'Main' }).waitFor();
-  assert.equal((await page.locator('#who').textContent()).trim(), user);
-}
-
 const open = ({ page }, name) => page.getByRole('navigation', { name: 'Main' }).getByRole('link', { name }).click();
 const desktop = ({ page }, name) => page.getByRole('list', { name: 'Desktops' }).getByRole('article', { name, exact: true });
 const answer = ({ page }) => page.getByRole('log', { name: 'Conversation' }).getByRole('article', { name: 'Answer' }).last();
@@ -109,15 +38,10 @@ async function ask({ page }, text) {
   return model.next();
 }
 
-// The text that is on the page, once it is this one.
-async function shows(locator, text) {
-  await locator.filter({ hasText: text }).waitFor();
-}
-
 let bridge;
 
 await step('ann signs in at the provider, and nothing of it stays in the address or outlives the tab', async () => {
-  await signIn(ann, ANN);
+  await signIn(ann, origin, ANN);
   const { search, hash, stored } = await ann.page.evaluate(() => ({
     search: location.search, hash: location.hash, stored: Object.keys(localStorage).length,
   }));
@@ -125,15 +49,15 @@ await step('ann signs in at the provider, and nothing of it stays in the address
   assert.doesNotMatch(hash, /code|state/);
 });
 
-await step('she adds a desktop with the one command that the page gives', async () => {
+await step('she adds a desktop with the two commands that the page gives', async () => {
   await ann.page.getByRole('button', { name: 'Add a desktop' }).click();
   await shows(ann.page.locator('#add-command'), /--code \S/);
   const command = await ann.page.locator('#add-command').textContent();
-  const [, address, code] = command.match(/tunnel bridge login --relay (\S+) --code (\S+)/);
+  const [, address, code, again] = command.match(/^tunnel bridge login --relay (\S+) --code (\S+)\ntunnel bridge --relay (\S+)$/);
   assert.equal(new URL(address).origin, origin);
   const login = new Program(tunnel, home, ['bridge', 'login', '--relay', address, '--code', code]);
   assert.equal(await login.end(), 0, login.told());
-  bridge = new Program(tunnel, home, ['bridge', '--name', 'box', '--upstream', model.address, '--transport', transport]);
+  bridge = new Program(tunnel, home, ['bridge', '--relay', again, '--name', 'box', '--upstream', model.address, '--transport', transport]);
   await bridge.line(/connected/);
   await shows(ann.page.locator('#announce'), 'box is connected.');
   await ann.page.getByRole('dialog').waitFor({ state: 'hidden' });
@@ -192,7 +116,7 @@ await step('an answer that breaks off says so, keeps what came, and can be tried
 });
 
 await step('bob, who signs in too, sees nothing until ann shares', async () => {
-  await signIn(bob, BOB);
+  await signIn(bob, origin, BOB);
   await bob.page.locator('#no-desktops').waitFor();
   await open(ann, 'Desktops');
   await ann.page.getByRole('button', { name: 'Share box' }).click();
@@ -281,6 +205,29 @@ await step('the snippets have the address of this relay and no credential', asyn
   await ann.pictures(pictures, 'developers');
 });
 
+await step('no view is wider than a phone', async () => {
+  for (const view of ['Desktops', 'Chat', 'Keys', 'Usage', 'Developers']) {
+    await open(ann, view);
+    await fits(ann);
+  }
+});
+
+await step('what is shared of a desktop that is away is told, and can be taken back', async () => {
+  await open(ann, 'Desktops');
+  await ann.page.getByRole('button', { name: 'Share box' }).click();
+  const dialog = ann.page.getByRole('dialog', { name: 'Share box' });
+  await dialog.getByLabel('A group').check();
+  await dialog.getByLabel('Name of the group').fill('staff');
+  await dialog.getByRole('button', { name: 'Share', exact: true }).click();
+  await dialog.getByRole('button', { name: 'Take back from group staff' }).waitFor();
+  await dialog.getByRole('button', { name: 'Close' }).click();
+  bridge.child.kill('SIGTERM');
+  const away = ann.page.getByRole('list', { name: 'Shared, but away' });
+  await shows(away, 'box with group staff');
+  await away.getByRole('button', { name: 'Take back box from group staff' }).click();
+  await away.waitFor({ state: 'hidden' });
+});
+
 await step('signed out, nothing is left in the browser', async () => {
   await ann.page.getByRole('button', { name: 'Sign out' }).click();
   // The provider asks whether it may end its own session, too.
@@ -294,6 +241,10 @@ await step('signed out, nothing is left in the browser', async () => {
 
 await step('no error, no violation of the policy, no request to anybody else', async () => {
   assert.deepEqual([...ann.complaints, ...bob.complaints], []);
+});
+
+await step('a violation of the policy would have been seen', async () => {
+  assert.match(await planted(ann), /policy: img-src https:\/\/example\.com/);
 });
 
 process.exit(0);

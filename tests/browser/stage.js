@@ -1,6 +1,8 @@
 // What a story in the browser stands on: programs, a browser, and people in it of whom every complaint is kept.
 
+import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
+import { EventEmitter, once } from 'node:events';
 import { createInterface } from 'node:readline';
 import { chromium } from 'playwright-core';
 
@@ -82,8 +84,14 @@ export async function person(browser, origin, issuer) {
       complaints.push(`a request to ${url}`);
     }
   });
+  // What the browser itself says of it names no file of the page.
+  const news = new EventEmitter();
+  await page.exposeFunction('policyViolated', (text) => {
+    complaints.push(text);
+    news.emit('policy', text);
+  });
   await page.addInitScript(() => {
-    addEventListener('securitypolicyviolation', (event) => console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`));
+    addEventListener('securitypolicyviolation', (event) => window.policyViolated(`policy: ${event.violatedDirective} ${event.blockedURI}`));
   });
 
   // Pictures of what is there now: both widths, light and dark.
@@ -103,7 +111,44 @@ export async function person(browser, origin, issuer) {
   const expectFailures = (is) => {
     expected = is;
   };
-  return { page, complaints, pictures, expectFailures };
+  return { page, complaints, news, pictures, expectFailures };
+}
+
+// A violation of the policy, made on purpose: what is heard of it.
+export async function planted({ page, news }) {
+  const [heard] = await Promise.all([once(news, 'policy'), page.evaluate(() => {
+    const image = document.createElement('img');
+    image.src = 'https://example.com/picture';
+    document.body.append(image);
+  })]);
+  return heard[0];
+}
+
+// Signs somebody in at the provider.
+export async function signIn({ page }, origin, user) {
+  await page.goto(origin);
+  await page.getByRole('button', { name: 'Sign in' }).click();
+  await page.getByPlaceholder('Enter any login').fill(user);
+  await page.getByPlaceholder('and password').fill('any');
+  await page.getByRole('button', { name: 'Sign-in' }).click();
+  await page.getByRole('button', { name: 'Continue' }).click();
+  await page.getByRole('navigation', { name: 'Main' }).waitFor();
+  assert.equal((await page.locator('#who').textContent()).trim(), user);
+}
+
+// The text that is on the page, once it is this one.
+export async function shows(locator, text) {
+  await locator.filter({ hasText: text }).waitFor();
+}
+
+// Nothing that is shown is wider than a phone, but for what can be moved sideways by itself.
+export async function fits({ page }) {
+  await page.setViewportSize(SIZES.narrow);
+  const wide = await page.evaluate(() => [...document.querySelectorAll('html, body, main, dialog[open], section:not([hidden])')]
+    .filter((part) => part.scrollWidth > part.clientWidth)
+    .map((part) => `${part.localName}#${part.id} ${part.scrollWidth} > ${part.clientWidth}`));
+  assert.deepEqual(wide, []);
+  await page.setViewportSize(SIZES.wide);
 }
 
 let shown = [];

@@ -31,9 +31,20 @@ on_each_transport! {
     }
 }
 
+on_each_transport! {
+    async fn a_page_renews_its_token_while_a_chat_goes_on_and_only_a_refusal_ends_the_sign_in(transport: Transport) {
+        is_kept("renew.js", json!({"transport": transport.name()})).await;
+    }
+}
+
 #[tokio::test]
 async fn a_demonstration_opens_signed_in_and_chats_at_once() {
     is_kept("demo.js", json!({})).await;
+}
+
+#[tokio::test]
+async fn a_page_under_a_path_is_used_by_keyboard_and_shows_names_as_text() {
+    is_kept("prefix.js", json!({})).await;
 }
 
 #[tokio::test]

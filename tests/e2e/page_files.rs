@@ -54,7 +54,7 @@ on_each_transport! {
         let page = nobody.send(visit("/?code=a&state=b")).await;
         assert_eq!(page.status(), 200);
         assert_eq!(page.headers()["content-type"], "text/html; charset=utf-8");
-        assert_eq!(page.headers()["vary"], "Accept, Authorization");
+        assert_eq!(page.headers()["vary"], "Accept, Authorization, X-Api-Key, Tunnel-Bridge");
         assert!(text(page).await.starts_with("<!doctype html>"));
         // Ollama's clients look whether it runs.
         assert_eq!(nobody.send(get("/")).await.status(), 401);

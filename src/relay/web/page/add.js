@@ -1,4 +1,4 @@
-// "Add a desktop": the one command with a code that is good once, until a desktop came by it or its time is over.
+// "Add a desktop": the two commands, with a code that is good once, until a desktop came by it or its time is over.
 
 import { askJson } from './api.js';
 import { baseUrl } from './address.js';
@@ -8,7 +8,6 @@ import { span } from './words.js';
 const dialog = byId('add-dialog');
 const COPY = byId('add-copy');
 let ticking;
-let mine = null;
 
 async function makeCode() {
   setText(byId('add-error'), '');
@@ -18,9 +17,11 @@ async function makeCode() {
   show(byId('add-again'), false);
   try {
     const { code, expires } = await askJson('-/pair', { method: 'POST' });
-    const command = `tunnel bridge login --relay ${baseUrl()} --code ${code} && tunnel bridge`;
-    setText(byId('add-command'), command);
-    COPY.onclick = () => copy(command);
+    const url = baseUrl();
+    // A line each: not every shell knows "&&".
+    const commands = `tunnel bridge login --relay ${url} --code ${code}\ntunnel bridge --relay ${url}`;
+    setText(byId('add-command'), commands);
+    COPY.onclick = () => copy(commands);
     COPY.disabled = false;
     count(expires * 1000);
   } catch (error) {
@@ -54,14 +55,4 @@ byId('add-desktop').addEventListener('click', () => {
 byId('add-again').addEventListener('click', makeCode);
 dialog.addEventListener('close', () => clearInterval(ticking));
 
-export const addWired = {
-  begin(me) {
-    mine = me.user;
-  },
-  // Whether a desktop that appeared is worth a word: one of the user's own; then there is nothing left to add.
-  took(bridge) {
-    if (mine === null || bridge.owner) return false;
-    dialog.close();
-    return true;
-  },
-};
+export const closeAdd = () => dialog.close();

@@ -10,15 +10,21 @@ class Broken extends Error {
   }
 }
 
+// What a page can hold and a person read, characters.
+const LONGEST = 4 * 1024 * 1024;
+
 // Gives {text}, {thinking}, and at the end {done: {tokens, rate}}; both may be unknown.
 export async function* answer({ address, model, openai, messages, signal }) {
   const path = openai ? 'v1/chat/completions' : 'api/chat';
   const body = openai ? { model, messages, stream: true, stream_options: { include_usage: true } } : { model, messages, stream: true };
   const response = await ask(`b/${address}/${path}`, { method: 'POST', body, signal });
   let whole = false;
+  let length = 0;
   try {
     for await (const part of openai ? ofOpenAi(response) : ofOllama(response)) {
       whole ||= part.done !== undefined;
+      length += (part.text ?? part.thinking ?? '').length;
+      if (length > LONGEST) throw new Error('The answer is too long for this page. What came is kept.');
       yield part;
     }
   } catch (error) {
@@ -42,10 +48,11 @@ async function* ofOllama(response) {
 
 async function* ofOpenAi(response) {
   let tokens = null;
+  let isOver = false;
   for await (const data of events(response)) {
+    // To its end, or the desktop would take it for one that was stopped.
     if (data === '[DONE]') {
-      yield { done: { tokens, rate: null } };
-      // To its end, or the desktop would take it for one that was stopped.
+      isOver = true;
       continue;
     }
     const chunk = JSON.parse(data);
@@ -55,5 +62,8 @@ async function* ofOpenAi(response) {
     if (thinking) yield { thinking };
     if (delta.content) yield { text: delta.content };
     tokens = chunk.usage?.completion_tokens ?? tokens;
+    // Some servers end with this, and say no more.
+    isOver ||= Boolean(chunk.choices?.[0]?.finish_reason);
   }
+  if (isOver) yield { done: { tokens, rate: null } };
 }

@@ -10,15 +10,13 @@ const REMEDIES = {
   upstream_unreachable: 'Ollama does not run on the desktop. Start it there, then try again.',
   rate_limited: 'Too many requests for this key or token. Wait a moment, then try again.',
   timeout: 'The desktop did not answer in time. It may be loading a large model; try again.',
-  overloaded: 'Too much is going on at once. Wait for other answers to end, then try again.',
   draining: 'The relay is restarting. Try again in a moment.',
   too_large: 'This is too large for the relay. Begin a new conversation, or send less.',
 };
 
 export class Failure extends Error {
   constructor(code, status, detail) {
-    const remedy = REMEDIES[code];
-    super(remedy === undefined ? sentence(detail) : remedy);
+    super(REMEDIES[code] ?? sentence(detail) + (code === 'overloaded' ? ' Try again in a moment.' : ''));
     this.code = code;
     this.status = status;
     this.detail = detail;
@@ -31,6 +29,16 @@ function sentence(text) {
 }
 
 const UNREACHABLE = 'the relay cannot be reached; look whether this device is online, then try again';
+const SLOW = 'the relay did not answer in time; try again';
+// How long an answer may take that comes whole.
+const PATIENCE = 30_000;
+
+// What went wrong on the way, in words; the browser's own say nothing to a person.
+function lost(error, path) {
+  if (error.name === 'AbortError' || error instanceof Failure) return error;
+  if (error.name === 'TimeoutError') return path.startsWith('b/') ? new Failure('timeout', 0, '') : new Failure('', 0, SLOW);
+  return new Failure('unreachable', 0, UNREACHABLE);
+}
 
 async function send(path, options) {
   const headers = { ...options.headers, Authorization: `Bearer ${credential()}` };
@@ -41,8 +49,7 @@ async function send(path, options) {
       method: options.method ?? 'GET', headers, body, signal: options.signal, cache: 'no-store', credentials: 'omit',
     });
   } catch (error) {
-    if (error.name === 'AbortError') throw error;
-    throw new Failure('unreachable', 0, UNREACHABLE);
+    throw lost(error, path);
   }
 }
 
@@ -58,25 +65,38 @@ async function failure(response) {
   return new Failure(response.headers.get('Tunnel-Error') ?? '', response.status, detail);
 }
 
+const isOver = (refusal) => refusal.status === 401 && refusal.code === 'unauthorized';
+
 // A response that is one of success; its body is still to come.
 export async function ask(path, options = {}) {
   await renew();
   const asker = credential();
-  let response = await send(path, options);
+  if (asker === null) throw new Failure('unauthorized', 401, 'nobody is signed in');
+  const response = await send(path, options);
   if (response.ok) return response;
   const refusal = await failure(response);
-  if (response.status === 401 && refusal.code === 'unauthorized' && asker !== null) {
-    if (await renew(asker)) {
-      response = await send(path, options);
-      if (response.ok) return response;
-      throw await failure(response);
-    }
+  if (!isOver(refusal)) throw refusal;
+  if (!(await renew(asker))) {
     ended(asker);
+    throw refusal;
   }
-  throw refusal;
+  const other = credential();
+  const second = await send(path, options);
+  if (second.ok) return second;
+  const last = await failure(second);
+  if (isOver(last)) ended(other);
+  throw last;
 }
 
-export async function askJson(path, options) {
-  const response = await ask(path, options);
-  return response.status === 204 ? null : response.json();
+export async function askJson(path, options = {}) {
+  const limit = AbortSignal.timeout(PATIENCE);
+  const signal = options.signal === undefined ? limit : AbortSignal.any([options.signal, limit]);
+  const response = await ask(path, { ...options, signal });
+  if (response.status === 204) return null;
+  try {
+    return await response.json();
+  } catch (error) {
+    if (error instanceof SyntaxError) throw new Failure('', response.status, 'the answer was not one that this page understands');
+    throw lost(error, path);
+  }
 }

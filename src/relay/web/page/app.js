@@ -1,6 +1,6 @@
 // Begins, signs people in and out, and shows the view that the address names.
 
-import { addWired } from './add.js';
+import { closeAdd } from './add.js';
 import { askJson } from './api.js';
 import { base } from './address.js';
 import { chatView } from './chat.js';
@@ -24,6 +24,8 @@ const VIEWS = {
 let me = null;
 let lastUser = null;
 let current = null;
+// Which asking for the user is the last one.
+let asking = 0;
 
 // Which view, and what the address says to it.
 function place() {
@@ -56,9 +58,10 @@ function enter(who) {
     live.clear();
     models.clear();
     for (const view of Object.values(VIEWS)) view.begin?.(me);
-    addWired.begin(me);
     lastUser = me.user;
   }
+  // The same person may do more, or less, with another credential.
+  for (const view of Object.values(VIEWS)) view.allow?.(me);
   setText(byId('who'), me.user);
   if (!byId('view-signed-out').hidden) byId('main').focus();
   show(byId('view-signed-out'), false);
@@ -68,6 +71,7 @@ function enter(who) {
 }
 
 async function leave(note) {
+  const wasIn = me !== null;
   me = null;
   current = null;
   live.stop();
@@ -78,6 +82,7 @@ async function leave(note) {
   show(byId('view-signed-out'), true);
   document.title = 'tunnel';
   setText(byId('signed-out-note'), note ?? '');
+  if (wasIn) byId('signed-out-title').focus();
   await offerSignIn();
 }
 
@@ -127,52 +132,75 @@ async function useCredential(event) {
 async function claim(code) {
   const response = await fetch(new URL('-/auth/claim', base), {
     method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify({ code }), cache: 'no-store',
-  });
+    signal: AbortSignal.timeout(20_000),
+  }).catch(() => { throw new Error('The relay cannot be reached. Open the address again in a moment.'); });
   if (!response.ok) throw new Error('The code in this address was used already, or is too old. Start the demo again for another one.');
   session.use((await response.json()).token);
+  history.replaceState(null, '', '#chat');
 }
 
-async function begin() {
+// Takes such a code out of the address.
+function takeCode() {
+  const code = /^#code=([^&]+)$/.exec(location.hash)?.[1] ?? null;
+  if (code !== null) history.replaceState(null, '', base.pathname);
+  return code;
+}
+
+// Carries out what the address asked for; one that fails leaves whoever is signed in as they are.
+async function arrive(act) {
+  if (session.credential() === null) {
+    show(byId('view-signed-out'), true);
+    setText(byId('signed-out-note'), 'Signing you in…');
+  }
+  let note = '';
+  await act().catch((error) => { note = error.message; });
+  await look(note);
+}
+
+// Asks who this is until the relay says it: that it is away says nothing about the credential.
+async function look(note = '') {
+  asking += 1;
+  const turn = asking;
+  if (session.credential() === null) return leave(note);
+  try {
+    const who = await askJson('-/me');
+    if (turn !== asking) return undefined;
+    show(byId('away'), false);
+    enter(who);
+    if (note !== '') announce(note);
+  } catch (error) {
+    if (turn !== asking) return undefined;
+    if ([401, 403].includes(error.status)) {
+      session.forget();
+      return leave(error.message);
+    }
+    setText(byId('away'), error.message);
+    show(byId('away'), true);
+    setTimeout(() => turn === asking && look(note), 3000);
+  }
+  return undefined;
+}
+
+function begin() {
   wireDialogs();
   byId('credential-form').addEventListener('submit', useCredential);
   byId('sign-out').addEventListener('click', signOut);
   const answer = session.takeAnswer();
-  const code = /^#code=([^&]+)$/.exec(location.hash)?.[1];
-  if (code !== undefined) history.replaceState(null, '', base.pathname);
-  try {
-    if (answer !== null) await session.finishSignIn(answer);
-    if (code !== undefined) {
-      await claim(decodeURIComponent(code));
-      history.replaceState(null, '', '#chat');
-    }
-    if (session.credential() === null) await leave();
-    else enter(await askJson('-/me'));
-  } catch (error) {
-    if (error.status === 0) retry(error);
-    else {
-      session.forget();
-      await leave(error.message);
-    }
-  }
+  const code = takeCode();
+  if (answer !== null) arrive(() => session.finishSignIn(answer));
+  else if (code !== null) arrive(() => claim(code));
+  else look();
 }
 
-// The relay is away, which says nothing about the credential.
-function retry(error) {
-  setText(byId('away'), error.message);
-  show(byId('away'), true);
-  setTimeout(async () => {
-    try {
-      const who = await askJson('-/me');
-      show(byId('away'), false);
-      enter(who);
-    } catch (again) {
-      if (again.status === 0) retry(again);
-      else await leave(again.message);
-    }
-  }, 3000);
+function moved() {
+  const code = takeCode();
+  if (code === null) showView();
+  else arrive(() => claim(code));
 }
 
 async function signOut() {
+  asking += 1;
+  me = null;
   live.stop();
   for (const view of Object.values(VIEWS)) view.forget?.();
   await session.signOut();
@@ -189,8 +217,10 @@ live.live.addEventListener('state', () => {
   show(byId('away'), away);
 });
 
+// One of the user's own that was not there before: then there is nothing left to add.
 live.live.addEventListener('arrived', ({ detail }) => {
-  if (!addWired.took(detail)) return;
+  if (detail.owner) return;
+  closeAdd();
   announce(`${detail.name} is connected.`);
 });
 
@@ -199,5 +229,5 @@ byId('skip').addEventListener('click', (event) => {
   event.preventDefault();
   byId('main').focus();
 });
-window.addEventListener('hashchange', showView);
+window.addEventListener('hashchange', moved);
 begin();

@@ -4,12 +4,14 @@ import { answer } from './answer.js';
 import { Choice } from './choice.js';
 import * as conversation from './conversation.js';
 import { byId, announce, el, setText, show } from './dom.js';
-import { Watch } from './stopping.js';
+import { watchStop } from './stopping.js';
 import { AnswerTurn, questionTurn } from './turn.js';
 
 // Without a first token for so long, it is said what is waited for.
 const COLD = 4000;
 const NEAR_END = 60;
+// Drawing takes a part of the time that is no larger than one in so many, however long an answer is.
+const SHARE = 5;
 
 const log = byId('log');
 const message = byId('message');
@@ -27,8 +29,9 @@ let choice = null;
 const say = (text) => setText(byId('chat-state'), text);
 
 function save() {
-  if (!keepBox.checked) return;
-  const what = { turns, system: system.value, address: choice.address, model: choice.model };
+  // Nothing of who signed out is kept.
+  if (!keepBox.checked || user === null) return;
+  const what = { turns, system: system.value, ...choice.chosen };
   if (!conversation.keep(user, what)) announce('This browser has no room to keep the conversation.');
 }
 
@@ -71,12 +74,11 @@ function ask(text) {
 // Gets an answer to what was said last, and shows it as it comes.
 async function run() {
   lastTurn?.settle();
-  const turn = { role: 'assistant', content: '' };
-  const view = new AnswerTurn(choice.model);
+  const turn = { role: 'assistant', content: '', model: choice.model };
+  const view = new AnswerTurn(turn.model);
   lastTurn = view;
   const abort = new AbortController();
-  const watch = new Watch(choice.address);
-  const exchange = { abort, watch, turn, name: choice.desktop.name };
+  const exchange = { abort, turn, address: choice.address, name: choice.desktop.name, stopping: null };
   const sent = messages();
   turns.push(turn);
   setRunning(exchange);
@@ -86,7 +88,7 @@ async function run() {
   say('Waiting for the answer…');
   const cold = setTimeout(() => say(choice.isLoaded
     ? 'Still waiting: the desktop may be busy with another request.'
-    : 'The model is being loaded on the desktop. A large one takes a minute or more.'), COLD);
+    : 'Still waiting: it may be loading the model. A large one takes a minute or more.'), COLD);
   try {
     await receive(exchange, view, sent, cold);
     say('');
@@ -97,10 +99,9 @@ async function run() {
     else failed(error, turn, view);
   } finally {
     clearTimeout(cold);
-    watch.end();
     view.busy(false);
     if (running === exchange) setRunning(null);
-    save();
+    if (turns.includes(turn)) save();
   }
 }
 
@@ -108,12 +109,17 @@ async function receive({ abort, turn }, view, sent, cold) {
   const began = performance.now();
   let firstAt = null;
   let drawn = null;
+  let pause = 0;
   const draw = () => {
     drawn = null;
+    const at = performance.now();
     const follow = isAtEnd();
     view.update(turn);
     if (follow) toEnd();
+    pause = (performance.now() - at) * (SHARE - 1);
   };
+  // A page that is not looked at draws no frames: then a timer does.
+  const later = () => (document.hidden || pause > 20 ? setTimeout(draw, Math.max(pause, 100)) : requestAnimationFrame(draw));
   try {
     const { address, model, desktop: { openai } } = choice;
     for await (const part of answer({ address, model, openai, messages: sent, signal: abort.signal })) {
@@ -125,7 +131,7 @@ async function receive({ abort, turn }, view, sent, cold) {
       turn.content += part.text ?? '';
       if (part.thinking) turn.thinking = (turn.thinking ?? '') + part.thinking;
       if (part.done) turn.facts = speed(part.done, began, firstAt);
-      drawn ??= document.hidden ? setTimeout(draw, 250) : requestAnimationFrame(draw);
+      drawn ??= later();
     }
   } finally {
     turn.facts ??= speed({}, began, firstAt);
@@ -156,9 +162,9 @@ function again(turn, view) {
   run();
 }
 
-async function stopped({ name, watch, turn }) {
+async function stopped({ name, stopping, turn }) {
   say('Stopping…');
-  const outcome = await watch.stopped();
+  const outcome = await stopping;
   const words = {
     stopped: `Stopped: ${name} is no longer working on it.`,
     gone: `Stopped. ${name} is not connected any more.`,
@@ -169,7 +175,9 @@ async function stopped({ name, watch, turn }) {
 }
 
 function stop() {
-  running?.abort.abort();
+  if (running === null) return;
+  running.stopping ??= watchStop(running.address);
+  running.abort.abort();
 }
 
 function clear() {
@@ -186,23 +194,25 @@ function send(event) {
   const text = message.value.trim();
   if (running !== null || text === '') return;
   if (choice.address === '' || choice.model === '') {
-    say(choice.address === '' ? 'No desktop is connected: start “tunnel bridge” on one.' : 'This desktop has no model that could answer.');
+    say(choice.problem);
     return;
   }
   message.value = '';
+  choice.settle();
   ask(text);
+  message.focus();
 }
 
 function restore(what) {
   system.value = what.system ?? '';
+  turns = what.turns ?? [];
   choice.want({ address: what.address, model: what.model });
-  if (!what.turns?.length) return;
-  ({ turns } = what);
+  if (turns.length === 0) return;
   log.replaceChildren();
   for (const turn of turns) {
     if (turn.role === 'user') add(questionTurn(turn.content));
     else {
-      const view = new AnswerTurn(what.model ?? 'Answer');
+      const view = new AnswerTurn(turn.model ?? 'Answer');
       view.update(turn);
       add(view.element);
     }
@@ -221,7 +231,10 @@ function wire() {
     if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) send(event);
   });
   document.addEventListener('keydown', (event) => {
-    if (event.key === 'Escape' && !byId('view-chat').hidden && !document.querySelector('dialog[open]')) stop();
+    if (event.key === 'Escape' && !event.isComposing && !byId('view-chat').hidden && !document.querySelector('dialog[open]') && running !== null) {
+      stop();
+      message.focus();
+    }
   });
   byId('chat-new').addEventListener('click', () => {
     clear();
@@ -235,6 +248,7 @@ function wire() {
 export const chatView = {
   begin(me) {
     if (choice === null) wire();
+    choice.clear();
     ({ user } = me);
     message.value = '';
     system.value = '';
@@ -252,9 +266,11 @@ export const chatView = {
   // Keeps what is here while somebody is at the provider and back.
   stash(whose) {
     if (whose === null || whose !== user) return;
-    conversation.stash(user, { turns, system: system.value, address: choice.address, model: choice.model, draft: message.value });
+    conversation.stash(user, { turns, system: system.value, ...choice.chosen, draft: message.value });
   },
   forget() {
+    user = null;
+    keepBox.checked = false;
     clear();
     message.value = '';
   },

@@ -2,7 +2,7 @@
 
 import { setOptions } from './dom.js';
 import { desktops, live, sorted } from './live.js';
-import { lastKnown, models } from './models.js';
+import { lastKnown, models, RETRY } from './models.js';
 import { desktopName } from './words.js';
 
 export class Choice {
@@ -10,9 +10,21 @@ export class Choice {
     this.desktopSelect = desktopSelect;
     this.modelSelect = modelSelect;
     this.changed = changed;
+    // Goes up with each user: what was asked for another is of no use.
+    this.generation = 0;
     this.wish = {};
-    desktopSelect.addEventListener('change', () => this.showModels().then(changed));
-    modelSelect.addEventListener('change', changed);
+    // Whose models are shown, and what was told last.
+    this.modelsOf = null;
+    this.isAsking = false;
+    this.told = '';
+    desktopSelect.addEventListener('change', () => {
+      this.settle();
+      this.showModels();
+    });
+    modelSelect.addEventListener('change', () => {
+      this.settle();
+      this.tell();
+    });
     live.addEventListener('change', () => this.refresh());
   }
 
@@ -22,6 +34,11 @@ export class Choice {
 
   get model() {
     return this.modelSelect.value;
+  }
+
+  // What is chosen, or will be once it is there.
+  get chosen() {
+    return { address: this.wish.address ?? this.address, model: this.wish.model ?? this.model };
   }
 
   // What the desktop chosen is called and speaks; it may be away.
@@ -35,10 +52,35 @@ export class Choice {
     return lastKnown(this.address)?.models?.some(({ name, loaded }) => name === this.model && loaded) ?? false;
   }
 
+  // Why nothing can be asked.
+  get problem() {
+    if (this.address === '') {
+      return live.known ? 'No desktop is connected: start “tunnel bridge” on one.' : 'Your desktops are being looked for; try again in a moment.';
+    }
+    const found = lastKnown(this.address);
+    if (found === null) return 'The desktop is being asked for its models; try again in a moment.';
+    return found.models === null ? found.error.message : 'This desktop has no model yet: run “ollama pull” there.';
+  }
+
   // Chooses once what is wished for is there.
   want(wish) {
     this.wish = { ...this.wish, ...wish };
     this.refresh(true);
+  }
+
+  // What is chosen now stays, whatever was wished for.
+  settle() {
+    this.wish = {};
+  }
+
+  // Begins anew, for somebody else.
+  clear() {
+    this.generation += 1;
+    this.modelsOf = null;
+    this.told = '';
+    this.settle();
+    this.desktopSelect.replaceChildren();
+    this.modelSelect.replaceChildren();
   }
 
   async refresh(now = false) {
@@ -52,10 +94,8 @@ export class Choice {
       this.desktopSelect.value = this.wish.address;
       delete this.wish.address;
     }
-    if (now || this.address !== before) {
-      await this.showModels();
-      this.changed();
-    }
+    const isUnknown = desktops.has(this.address) && !lastKnown(this.address)?.models && !this.isAsking;
+    if (now || this.address !== before || isUnknown) await this.showModels();
   }
 
   nameOf(address) {
@@ -64,19 +104,40 @@ export class Choice {
   }
 
   async showModels() {
-    const { address } = this;
-    if (address === '') {
-      setOptions(this.modelSelect, [['', 'None']]);
-      return;
-    }
-    if (lastKnown(address) === null) setOptions(this.modelSelect, [['', 'Asking…']]);
+    const { address, generation } = this;
+    const isOther = this.modelsOf !== address;
+    this.modelsOf = address;
+    if (address === '') setOptions(this.modelSelect, [['', 'None']]);
+    else if (isOther && lastKnown(address) === null) setOptions(this.modelSelect, [['', 'Asking…']]);
+    this.tell();
+    if (address === '') return;
+    this.isAsking = true;
     const found = await models(address);
-    if (address !== this.address) return;
-    const options = (found.models ?? []).map(({ name, loaded }) => [name, loaded ? `${name} · loaded` : name]);
-    setOptions(this.modelSelect, options.length > 0 ? options : [['', found.models === null ? 'It does not answer' : 'None yet']]);
+    if (address !== this.address || generation !== this.generation) return;
+    this.isAsking = false;
+    this.offer(found, isOther);
+    this.tell();
+  }
+
+  offer({ models: found }, isOther) {
+    // What was chosen is chosen again when the desktop answers again.
+    if (found === null && !isOther && this.model !== '') this.wish.model ??= this.model;
+    const options = (found ?? []).map(({ name, loaded }) => [name, loaded ? `${name} · loaded` : name]);
+    setOptions(this.modelSelect, options.length > 0 ? options : [['', found === null ? 'No answer' : 'None yet']]);
     if (options.some(([name]) => name === this.wish.model)) {
       this.modelSelect.value = this.wish.model;
       delete this.wish.model;
     }
+    if (found !== null) return;
+    // Asked again soon, while it is looked at.
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.refresh(), RETRY);
+  }
+
+  tell() {
+    const now = `${this.address}\n${this.model}`;
+    if (now === this.told) return;
+    this.told = now;
+    this.changed();
   }
 }

@@ -3,7 +3,7 @@
 import { byId, el, setText, show } from './dom.js';
 import { desktops, live, order } from './live.js';
 import { models } from './models.js';
-import { openShare } from './share.js';
+import { lookAway, openShare } from './share.js';
 import { ago, compact, count, desktopName, milliseconds, moment } from './words.js';
 
 // Between two looks at a desktop's models: while it works, and while it rests. Each look is a request that the desktop counts.
@@ -12,8 +12,8 @@ const IDLE_AGAIN = 300_000;
 
 // What is shown of a desktop, by its address.
 const cards = new Map();
-let mayShare = false;
-let mayAdd = false;
+// Whether desktops can be added and shared.
+let may = false;
 let shown = false;
 
 const inView = new IntersectionObserver((entries) => {
@@ -54,7 +54,7 @@ function build(bridge) {
   };
   const name = desktopName(bridge);
   const chat = el('a', { href: `#chat/${bridge.address}`, 'aria-label': `Chat with ${name}` }, 'Chat');
-  const share = bridge.owner || !mayShare ? null
+  const share = bridge.owner || !may ? null
     : el('button', { class: 'quiet', 'aria-label': `Share ${name}`, onclick: () => openShare(desktops.get(bridge.address)) }, 'Share');
   const item = el('li', { 'data-address': bridge.address }, el('article', { class: 'card', 'aria-labelledby': id },
     el('header', {},
@@ -131,22 +131,25 @@ function change(addresses) {
 
 function empty() {
   const text = live.known
-    ? `No desktop is connected. ${mayAdd ? 'Press “Add a desktop”, or start “tunnel bridge” on one.' : 'Start “tunnel bridge” on one.'}`
+    ? `No desktop is connected. ${may ? 'Press “Add a desktop”, or start “tunnel bridge” on one.' : 'Start “tunnel bridge” on one.'}`
     : 'Looking for your desktops…';
   show(byId('no-desktops'), desktops.size === 0);
   setText(byId('no-desktops'), text);
 }
 
 export const desktopsView = {
-  begin(me) {
-    mayAdd = me.accounts && me.scopes.includes('manage');
-    mayShare = mayAdd;
-    show(byId('add-desktop'), mayAdd);
+  begin() {
+    lookAway(false);
+  },
+  allow(me) {
+    may = me.accounts && me.scopes.includes('manage');
+    show(byId('add-desktop'), may);
     for (const address of [...cards.keys()]) remove(address);
     change(desktops.keys());
   },
   enter() {
     shown = true;
+    lookAway(may);
     for (const card of cards.values()) if (card.inView) freshen(card);
   },
   leave() {

@@ -99,6 +99,10 @@ function draw() {
 }
 
 export const developersView = {
+  begin() {
+    choice?.clear();
+    byId('snippets').replaceChildren();
+  },
   enter() {
     choice ??= new Choice(byId('dev-desktop'), byId('dev-model'), draw);
     draw();

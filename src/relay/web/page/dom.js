@@ -66,6 +66,17 @@ export function wireDialogs() {
   }
 }
 
+// Carries something out while a button can not be pressed again.
+export async function during(button, act) {
+  if (button.disabled) return;
+  button.disabled = true;
+  try {
+    await act();
+  } finally {
+    button.disabled = false;
+  }
+}
+
 // Fills a select, and keeps what was chosen where that is still there.
 export function setOptions(select, options) {
   const now = [...select.options].map((option) => `${option.value}\n${option.text}`).join('\n\n');

@@ -2,7 +2,7 @@
 
 import { baseUrl } from './address.js';
 import { askJson } from './api.js';
-import { announce, byId, copy, el, open, setOptions, setText, show } from './dom.js';
+import { announce, byId, copy, during, el, open, setOptions, setText, show } from './dom.js';
 import { sorted } from './live.js';
 import { qrCode } from './qr.js';
 import { ago, day, moment, span } from './words.js';
@@ -81,8 +81,7 @@ function askForKey() {
   open(byId('key-dialog'));
 }
 
-async function make(event) {
-  event.preventDefault();
+async function make() {
   const ends = byId('key-ends').value;
   const wish = {
     label: byId('key-label').value.trim() || null,
@@ -144,16 +143,22 @@ function need(me) {
 }
 
 byId('key-add').addEventListener('click', askForKey);
-byId('key-form').addEventListener('submit', make);
-byId('revoke-yes').addEventListener('click', revoke);
+byId('key-form').addEventListener('submit', (event) => {
+  event.preventDefault();
+  during(byId('key-make'), make);
+});
+byId('revoke-yes').addEventListener('click', () => during(byId('revoke-yes'), revoke));
 
 export const keysView = {
-  begin(me) {
+  begin() {
+    show(byId('keys-box'), false);
+    byId('keys-rows').replaceChildren();
+    setText(byId('keys-error'), '');
+  },
+  allow(me) {
     may = me.accounts && me.scopes.includes('manage');
     most = bound(me);
     show(byId('key-add'), may);
-    show(byId('keys-box'), false);
-    byId('keys-rows').replaceChildren();
     show(byId('keys-need'), !may);
     setText(byId('keys-need'), need(me));
   },

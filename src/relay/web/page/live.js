@@ -12,12 +12,14 @@ const LOST = 'The relay cannot be reached right now.';
 // Desktops by address.
 export const desktops = new Map();
 
-// Tells "change" with the addresses concerned, once a frame at most; "arrived" with a desktop that was not there before; "state".
+// Tells "change" with the addresses concerned, once a frame at most; "arrived" with a desktop that was never there before; "state".
 export const live = new EventTarget();
 live.state = 'begin';
 live.problem = '';
 live.known = false;
 
+// The ids of all that were there.
+const seen = new Set();
 let changed = new Set();
 let frame = null;
 let running = null;
@@ -55,7 +57,8 @@ function take(line, isFirst) {
     changed.add(address);
   }
   for (const bridge of bridges) {
-    const isNew = live.known && !desktops.has(bridge.address);
+    const isNew = live.known && !seen.has(bridge.id);
+    seen.add(bridge.id);
     desktops.set(bridge.address, bridge);
     changed.add(bridge.address);
     if (isNew) tell('arrived', bridge);
@@ -137,6 +140,7 @@ export function stop() {
 export function clear() {
   stop();
   desktops.clear();
+  seen.clear();
   live.known = false;
   live.state = 'begin';
   tell('change', new Set());

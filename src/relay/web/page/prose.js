@@ -5,17 +5,23 @@ import { copy, el, setText } from './dom.js';
 const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^`]*)$/;
 const ITEM = /^\s*(?:[-*+]|(\d{1,9})[.)])\s+(.*)$/;
 const HEADING = /^#{1,6}\s+(.*?)\s*#*$/;
-const INLINE = /(`+)(.+?)\1(?!`)|\*\*(\S(?:.*?\S)?)\*\*/g;
+const INLINE = /(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)|\*\*(\S(?:.*?\S)?)\*\*/g;
+// In a line that is longer, nothing is looked for, characters.
+const LONGEST = 2000;
 
-// The blocks of a text. One that is not ended yet is a block all the same.
+// The blocks of a text, and where in it each begins. One that is not ended yet is a block all the same.
 export function blocks(text) {
   const found = [];
   let open = null;
+  let at = 0;
+  let next = 0;
   const add = (block) => {
-    found.push(block);
-    return block;
+    found.push({ at, ...block });
+    return found.at(-1);
   };
   for (const line of text.split('\n')) {
+    at = next;
+    next += line.length + 1;
     if (open?.kind === 'code') {
       if (new RegExp(`^ {0,3}${open.fence[0]}{${open.fence.length},}\\s*$`).test(line)) open = null;
       else open.lines.push(line);
@@ -43,6 +49,12 @@ export function blocks(text) {
 }
 
 function inline(text) {
+  // No markup goes over the end of a line.
+  return text.split(/(?<=\n)/).flatMap(marked);
+}
+
+function marked(text) {
+  if (text.length > LONGEST) return [text];
   const parts = [];
   let at = 0;
   for (const match of text.matchAll(INLINE)) {
@@ -70,7 +82,7 @@ function make(block) {
   return el(block.kind, { start: block.start }, ...block.lines.map((line) => el('li', {}, ...inline(line))));
 }
 
-// An element that shows a text as it grows; of what is there already, only the last block is touched.
+// An element that shows a text as it grows; of what is there already, only the end is read again and touched.
 export class Prose {
   constructor(element) {
     this.element = element;
@@ -78,8 +90,12 @@ export class Prose {
   }
 
   update(text) {
-    const next = blocks(text);
-    next.forEach((block, at) => {
+    // What looked like a new block may still turn out to belong to the one before.
+    const ended = Math.max(this.shown.length - 2, 0);
+    const from = this.shown[ended]?.at ?? 0;
+    const next = blocks(text.slice(from));
+    next.forEach((block, offset) => {
+      const at = ended + offset;
       const source = `${block.kind} ${block.language ?? ''} ${block.lines.join('\n')}`;
       const old = this.shown[at];
       if (old?.source === source) return;
@@ -92,8 +108,8 @@ export class Prose {
         node = made;
       }
       if (block.kind === 'code') setText(node.querySelector('code'), block.lines.join('\n'));
-      this.shown[at] = { source, node, kind: block.kind, language: block.language };
+      this.shown[at] = { source, node, at: from + block.at, kind: block.kind, language: block.language };
     });
-    for (const { node } of this.shown.splice(next.length)) node.remove();
+    for (const { node } of this.shown.splice(ended + next.length)) node.remove();
   }
 }

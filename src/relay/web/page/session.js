@@ -5,11 +5,22 @@ import { base } from './address.js';
 const SESSION = 'tunnel.session';
 const PENDING = 'tunnel.pending';
 const SCOPE = 'openid profile email offline_access';
-// So long before a token ends, a fresh one is asked for.
+// So long before a token ends, a fresh one is asked for; of one that is short, half of its life.
 const AHEAD = 30_000;
+// How long the relay and the provider may take.
+const PATIENCE = 20_000;
+// After a renewal that came to nothing, the next one waits so long.
+const PAUSE = 5000;
+// With these the provider says that it will not give a token, now or later (RFC 6749 section 5.2, RFC 8707).
+const FINAL = new Set([
+  'invalid_grant', 'invalid_client', 'invalid_request', 'invalid_scope', 'invalid_target',
+  'unauthorized_client', 'unsupported_grant_type', 'access_denied', 'login_required', 'consent_required', 'interaction_required',
+]);
 
 let current = JSON.parse(sessionStorage.getItem(SESSION) ?? 'null');
 let renewal = null;
+// When a renewal came to nothing last.
+let missed = null;
 
 // Tells "ended" when the credential is not accepted any more.
 export const changes = new EventTarget();
@@ -24,7 +35,7 @@ function keep(session) {
 
 // How people sign in here: null where there is no provider.
 export async function provider() {
-  const response = await fetch(new URL('-/auth/config', base), { cache: 'no-store' });
+  const response = await fetch(new URL('-/auth/config', base), { cache: 'no-store', signal: AbortSignal.timeout(PATIENCE) });
   return response.ok ? (await response.json()).oidc : null;
 }
 
@@ -68,15 +79,18 @@ export async function signIn(oidc) {
     nonce: pending.nonce,
     code_challenge: encoded(new Uint8Array(hash)),
     code_challenge_method: 'S256',
+    // Without being asked anew, nobody has to be given a refresh token (OpenID Connect Core, section 11).
+    prompt: 'consent',
     ...forAudience(oidc),
   };
   for (const [name, value] of Object.entries(asked)) url.searchParams.set(name, value);
   location.assign(url);
 }
 
-// Providers differ in how they are told for whom a token is to be.
+// Providers differ in how they are told for whom a token is to be. A resource must be a URL (RFC 8707), and some refuse another.
 function forAudience({ audience }) {
-  return audience ? { audience, resource: audience } : {};
+  if (!audience) return {};
+  return /^https?:\/\//.test(audience) ? { audience, resource: audience } : { audience };
 }
 
 // Whether the provider sent somebody here; its answer is out of the address before anything else happens.
@@ -106,72 +120,99 @@ export async function finishSignIn({ answer, pending }) {
     redirect_uri: base.href,
     code_verifier: pending.verifier,
   });
-  if (tokens.id_token !== undefined && claims(tokens.id_token).nonce !== pending.nonce) {
+  const { nonce, aud } = claims(tokens.id_token);
+  if (nonce !== pending.nonce || ![aud].flat().includes(oidc.clientId)) {
     throw new Error('The provider answered another sign-in than this one; sign in again.');
   }
   keepTokens(tokens);
 }
 
+// The provider will not give a token; all else says nothing about the sign-in.
 class Refused extends Error {}
+
+// Whether somebody is still signed in cannot be told now.
+class Unknown extends Error {
+  status = 0;
+
+  constructor() {
+    super('Your sign-in cannot be renewed right now; it is tried again by itself.');
+  }
+}
 
 async function exchange(oidc, fields) {
   const body = new URLSearchParams({ client_id: oidc.clientId, ...fields });
   for (const [name, value] of Object.entries(forAudience(oidc))) body.set(name, value);
   let response;
   try {
-    response = await fetch(oidc.endpoints.token, { method: 'POST', body, cache: 'no-store', credentials: 'omit' });
+    response = await fetch(oidc.endpoints.token, {
+      method: 'POST', body, cache: 'no-store', credentials: 'omit', signal: AbortSignal.timeout(PATIENCE),
+    });
   } catch {
     throw new Error('The provider cannot be reached from this browser; it must allow this page’s origin (CORS).');
   }
   const answer = await response.json().catch(() => ({}));
   if (!response.ok || !answer.access_token) {
-    throw new Refused(`The provider gave no token: ${answer.error_description ?? answer.error ?? response.status}.`);
+    const words = `The provider gave no token: ${answer.error_description ?? answer.error ?? response.status}.`;
+    throw FINAL.has(answer.error) ? new Refused(words) : new Error(words);
   }
   return answer;
 }
 
-// What an ID token says. It came from the provider itself, so its signature needs no look.
+// What an ID token says; nothing, if it is none. It came from the provider itself, so its signature needs no look.
 function claims(token) {
-  const [, body] = token.replaceAll('-', '+').replaceAll('_', '/').split('.');
-  return JSON.parse(new TextDecoder().decode(Uint8Array.from(atob(body), (letter) => letter.charCodeAt(0))));
+  try {
+    const [, body] = token.replaceAll('-', '+').replaceAll('_', '/').split('.');
+    return JSON.parse(new TextDecoder().decode(Uint8Array.from(atob(body), (letter) => letter.charCodeAt(0))));
+  } catch {
+    return {};
+  }
 }
 
-function keepTokens(tokens) {
+function keepTokens(tokens, before) {
+  const life = tokens.expires_in * 1000;
   keep({
     token: tokens.access_token,
-    refresh: tokens.refresh_token ?? current?.refresh,
-    expires: tokens.expires_in ? Date.now() + tokens.expires_in * 1000 : null,
+    refresh: tokens.refresh_token ?? before?.refresh,
+    // Null where the provider does not say when it ends.
+    renewAt: life > 0 ? Date.now() + Math.max(life - AHEAD, life / 2) : null,
   });
 }
 
-// Sees to a credential that is good for a while; true if it is another one than the one refused.
+// Sees to a credential that is good for a while. Of one that was refused: whether there is another; throws if that cannot be told now.
 export async function renew(refused) {
   if (current === null || (refused !== undefined && current.token !== refused)) return current !== null;
-  const ends = current.expires ? current.expires - AHEAD < Date.now() : false;
-  if (!current.refresh || !(ends || refused !== undefined)) return false;
+  const isOld = Boolean(current.renewAt) && current.renewAt < Date.now();
+  if (!current.refresh || !(isOld || refused !== undefined)) return false;
   renewal ??= refresh().finally(() => { renewal = null; });
-  return renewal;
+  // One that is still accepted serves on.
+  return refused === undefined ? renewal.catch(() => false) : renewal;
 }
 
 async function refresh() {
   const asked = current;
+  if (missed !== null && Date.now() - missed < PAUSE) throw new Unknown();
   try {
     const oidc = await provider();
-    if (!oidc?.endpoints) return false;
+    if (!oidc?.endpoints) throw new Unknown();
     const tokens = await exchange(oidc, { grant_type: 'refresh_token', refresh_token: asked.refresh });
-    if (current !== asked) return false;
-    keepTokens(tokens);
-    return true;
+    missed = null;
+    if (current === asked) keepTokens(tokens, asked);
+    return current !== null;
   } catch (error) {
+    if (current !== asked) return current !== null;
+    if (!(error instanceof Refused)) {
+      missed = Date.now();
+      throw new Unknown();
+    }
     // Used up; the token is good to its end.
-    if (error instanceof Refused && current === asked) keep({ ...asked, refresh: undefined });
+    keep({ ...asked, refresh: undefined });
     return false;
   }
 }
 
 // Forgets everything in this tab and this browser, and lets the provider know where it wants to.
 export async function signOut() {
-  const byProvider = current?.expires !== undefined;
+  const byProvider = current?.renewAt !== undefined;
   for (const storage of [sessionStorage, localStorage]) {
     for (const name of Object.keys(storage).filter((name) => name.startsWith('tunnel.'))) storage.removeItem(name);
   }

@@ -1,7 +1,8 @@
-// "Share": who may use a desktop beside its owner.
+// "Share": who may use a desktop beside its owner; and what is shared of desktops that are away.
 
 import { askJson } from './api.js';
-import { announce, byId, el, open, setText, show } from './dom.js';
+import { announce, byId, during, el, open, setText, show } from './dom.js';
+import { desktops, live } from './live.js';
 
 const dialog = byId('share-dialog');
 let bridge = null;
@@ -28,13 +29,34 @@ function problem(text) {
   byId('share-name').setAttribute('aria-invalid', String(text !== ''));
 }
 
+// All shares of the user, as they were told last.
+let shares = [];
+
+function item(share, words, act) {
+  const button = el('button', {
+    class: 'small', 'aria-label': `Take back ${words === whom(share) ? '' : `${share.name} `}from ${whom(share)}`, onclick: () => during(button, act),
+  }, 'Take back');
+  return el('li', {}, el('span', {}, words), button);
+}
+
 async function list() {
-  const { shares } = await askJson('-/shares');
+  ({ shares } = await askJson('-/shares'));
+  showAway();
+  if (bridge === null) return;
   const own = shares.filter((share) => share.bridge === bridge.id);
-  byId('shared').replaceChildren(...own.map((share) => el('li', {}, el('span', {}, whom(share)), el('button', {
-    class: 'small', 'aria-label': `Take back from ${whom(share)}`, onclick: () => takeBack(share),
-  }, 'Take back'))));
+  byId('shared').replaceChildren(...own.map((share) => item(share, whom(share), () => takeBack(share))));
   show(byId('shared-none'), own.length === 0);
+}
+
+// Those of desktops that have no card to share them from.
+function showAway() {
+  const here = new Set([...desktops.values()].map(({ id }) => id));
+  const away = live.known ? shares.filter((share) => !here.has(share.bridge)) : [];
+  const ids = away.map(({ id }) => id).join(' ');
+  show(byId('shared-away-box'), away.length > 0);
+  if (byId('shared-away').dataset.ids === ids) return;
+  byId('shared-away').dataset.ids = ids;
+  byId('shared-away').replaceChildren(...away.map((share) => item(share, `${share.name} with ${whom(share)}`, () => takeBackAway(share))));
 }
 
 async function carryOut(act) {
@@ -47,12 +69,27 @@ async function carryOut(act) {
   }
 }
 
+async function remove(share) {
+  await askJson(`-/shares/${encodeURIComponent(share.id)}`, { method: 'DELETE' });
+  announce(`${share.name} is not shared with ${whom(share)} any more.`);
+}
+
 function takeBack(share) {
   return carryOut(async () => {
-    await askJson(`-/shares/${encodeURIComponent(share.id)}`, { method: 'DELETE' });
-    announce(`${bridge.name} is not shared with ${whom(share)} any more.`);
+    await remove(share);
     byId('share-title').focus();
   });
+}
+
+async function takeBackAway(share) {
+  setText(byId('shared-away-error'), '');
+  try {
+    await remove(share);
+    await list();
+    byId(byId('shared-away-box').hidden ? 'desktops-title' : 'shared-away-title').focus();
+  } catch (error) {
+    setText(byId('shared-away-error'), error.message);
+  }
 }
 
 byId('share-form').addEventListener('submit', (event) => {
@@ -64,13 +101,14 @@ byId('share-form').addEventListener('submit', (event) => {
     byId('share-name').focus();
     return;
   }
-  carryOut(async () => {
+  const { name: desktop } = bridge;
+  during(byId('share-make'), () => carryOut(async () => {
     const share = await askJson('-/shares', {
-      method: 'POST', body: { bridge: bridge.name, with: chosen === 'all' ? 'all' : `${chosen}:${name}` },
+      method: 'POST', body: { bridge: desktop, with: chosen === 'all' ? 'all' : `${chosen}:${name}` },
     });
     byId('share-name').value = '';
-    announce(`${bridge.name} is shared with ${whom(share)}.`);
-  });
+    announce(`${desktop} is shared with ${whom(share)}.`);
+  }));
 });
 
 for (const radio of dialog.querySelectorAll('input[name=share-with]')) radio.addEventListener('change', showKind);
@@ -84,3 +122,17 @@ export function openShare(desktop) {
   open(dialog);
   carryOut(async () => {});
 }
+
+// Asks anew what is shared of desktops that are away; for nobody, there is nothing.
+export async function lookAway(may) {
+  if (!may) {
+    shares = [];
+    showAway();
+    return;
+  }
+  // It is asked again when the view is entered.
+  await list().catch(() => {});
+}
+
+dialog.addEventListener('close', () => { bridge = null; });
+live.addEventListener('change', showAway);

@@ -1,5 +1,8 @@
 // Reads a body as it comes: lines, and the events of server-sent events.
 
+// No line that is meant for this page comes near it, characters.
+const LONGEST = 16 * 1024 * 1024;
+
 export async function* lines(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = '';
@@ -7,8 +10,10 @@ export async function* lines(response) {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) break;
-      const parts = (rest + value).split('\n');
+      const parts = value.split('\n');
+      parts[0] = rest + parts[0];
       rest = parts.pop();
+      if (rest.length > LONGEST) throw new Error('The answer has a line that is too long for this page.');
       yield* parts;
     }
     if (rest !== '') yield rest;

@@ -10,11 +10,12 @@ const DAY = 24 * 3600 * 1000;
 const NAMED = 5;
 const OTHERS = 'Others';
 
+// What a line is of, and how that is called: several may be called the same.
 const WHICH = {
-  model: (line) => line.model ?? 'Without a model',
-  key: (line) => line.token?.label || line.token?.id || 'Unknown',
-  desktop: (line) => line.bridge?.name ?? 'Unknown',
-  person: (line) => line.user ?? 'You',
+  model: ({ model }) => [model, model ?? 'Without a model'],
+  key: ({ token }) => [token?.id, token?.label || token?.id || 'Unknown'],
+  desktop: ({ bridge }) => [bridge?.id ?? bridge?.name, bridge?.name ?? 'Unknown'],
+  person: ({ user }) => [user, user ?? 'You'],
 };
 
 const VALUE = {
@@ -28,22 +29,27 @@ const longDay = new Intl.DateTimeFormat('en', { day: 'numeric', month: 'long', y
 let answer = null;
 let drawn = null;
 
-// The largest names of what is asked for, and the rest as one.
+// The largest of what is asked for, each as [id, name], and the rest as one.
 function series(lines, which, value) {
   const sums = new Map();
-  for (const line of lines) sums.set(which(line), (sums.get(which(line)) ?? 0) + value(line));
-  const names = [...sums].filter(([, sum]) => sum > 0).sort((a, b) => b[1] - a[1]).map(([name]) => name);
-  return names.length > NAMED + 1 ? [...names.slice(0, NAMED), OTHERS] : names;
+  for (const line of lines) {
+    const [id, name] = which(line);
+    sums.set(id, { name, sum: (sums.get(id)?.sum ?? 0) + value(line) });
+  }
+  const found = [...sums].filter(([, { sum }]) => sum > 0).sort((a, b) => b[1].sum - a[1].sum).map(([id, { name }]) => [id, name]);
+  return found.length > NAMED + 1 ? [...found.slice(0, NAMED), [null, OTHERS]] : found;
 }
 
 function table(lines, which, value) {
-  const names = series(lines, which, value);
+  const found = series(lines, which, value);
+  const ids = found.map(([id]) => id);
+  const names = found.map(([, name]) => name);
   const first = Math.floor(answer.from / DAY) * DAY;
   const days = new Map();
   for (let at = first; at < answer.to; at += DAY) days.set(at, names.map(() => 0));
   for (const line of lines) {
     const row = days.get(Math.floor(line.from / DAY) * DAY);
-    const at = names.indexOf(which(line));
+    const at = ids.indexOf(which(line)[0]);
     if (row !== undefined && value(line) > 0) row[at < 0 ? names.length - 1 : at] += value(line);
   }
   const rows = [...days].map(([at, values]) => ({ label: shortDay.format(at), full: longDay.format(at), values }));
@@ -89,7 +95,7 @@ async function load() {
     setText(byId('usage-of'), ofPeople ? 'What everybody used on your desktops. Days are those of UTC.' : 'What you used, on any desktop. Days are those of UTC.');
     draw();
   } catch (error) {
-    setText(byId('usage-error'), error.message);
+    if (drawn === query) setText(byId('usage-error'), error.message);
   }
 }
 
@@ -105,6 +111,7 @@ new ResizeObserver(([{ contentRect }]) => {
 export const usageView = {
   begin() {
     answer = null;
+    drawn = null;
     for (const id of ['usage-total', 'usage-chart', 'usage-legend', 'usage-head', 'usage-rows']) byId(id).replaceChildren();
     setText(byId('usage-error'), '');
   },
