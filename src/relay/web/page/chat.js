@@ -189,11 +189,18 @@ function clear() {
   startText();
 }
 
-function send(event) {
+const isChosen = () => choice.address !== '' && choice.model !== '';
+
+async function send(event) {
   event?.preventDefault();
+  if (running !== null || message.value.trim() === '') return;
+  if (!isChosen()) {
+    say('Waiting for desktop and model…');
+    await choice.known();
+  }
   const text = message.value.trim();
   if (running !== null || text === '') return;
-  if (choice.address === '' || choice.model === '') {
+  if (!isChosen()) {
     say(choice.problem);
     return;
   }

@@ -5,6 +5,9 @@ import { desktops, live, sorted } from './live.js';
 import { lastKnown, models, RETRY } from './models.js';
 import { desktopName } from './words.js';
 
+// How long what is to be sent waits for desktops and models, milliseconds.
+const PATIENCE = 20_000;
+
 export class Choice {
   constructor(desktopSelect, modelSelect, changed) {
     this.desktopSelect = desktopSelect;
@@ -16,10 +19,12 @@ export class Choice {
     // Whose models are shown, and what was told last.
     this.modelsOf = null;
     this.isAsking = false;
+    // The last list of models, that is there or under way.
+    this.shown = Promise.resolve();
     this.told = '';
     desktopSelect.addEventListener('change', () => {
       this.settle();
-      this.showModels();
+      this.shown = this.showModels();
     });
     modelSelect.addEventListener('change', () => {
       this.settle();
@@ -95,7 +100,15 @@ export class Choice {
       delete this.wish.address;
     }
     const isUnknown = desktops.has(this.address) && !lastKnown(this.address)?.models && !this.isAsking;
-    if (now || this.address !== before || isUnknown) await this.showModels();
+    if (now || this.address !== before || isUnknown) this.shown = this.showModels();
+    await this.shown;
+  }
+
+  // Resolves once it is known what can be asked, or when that takes too long.
+  async known() {
+    const late = new Promise((resolve) => setTimeout(resolve, PATIENCE));
+    if (!live.known) await Promise.race([late, new Promise((resolve) => live.addEventListener('change', resolve, { once: true }))]);
+    await Promise.race([late, this.shown]);
   }
 
   nameOf(address) {
