@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use super::choice::{Choice, Transport};
 use super::network::{Change, Network};
 use super::status::Phase;
-use super::uplink::Uplink;
+use super::uplink::{Fresh, Uplink};
 use super::{Attempt, Bridge, Failed, REFUSED_FOR, Stopped};
 use crate::token::Secret;
 use crate::transport::attach::ConnectError;
@@ -136,6 +136,30 @@ impl Bridge {
                 Ok(uplink)
             }
             None => Err(ConnectError::Broken("the older link ended meanwhile".to_owned())),
+        }
+    }
+
+    /// Begins to try WebSocket beside polling.
+    pub(super) fn try_ws(&mut self) -> Option<Attempt> {
+        let token: Secret = self.credential.read().ok()?;
+        tracing::debug!("trying WebSocket again");
+        Some(self.connector.ws(token, self.pace.current(), Arc::default()))
+    }
+
+    /// What to think of it; the link, if there is one.
+    pub(super) fn judge_attempt(&mut self, outcome: Result<Fresh, ConnectError>) -> Option<Fresh> {
+        match outcome {
+            Ok(fresh) => {
+                tracing::info!("WebSocket works now");
+                Some(fresh)
+            }
+            Err(error) => {
+                tracing::debug!("WebSocket does not work yet: {error}");
+                if error.is_of_transport() {
+                    self.choice.ws_failed(error.why_not_websocket(), jitter);
+                }
+                None
+            }
         }
     }
 

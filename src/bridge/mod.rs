@@ -38,7 +38,6 @@ use self::uplink::{Connector, Ended, Fresh, Happening, Uplink};
 use self::upstream::Upstream;
 use crate::random;
 use crate::shutdown::Shutdown;
-use crate::token::Secret;
 use crate::transport::attach::ConnectError;
 use crate::transport::backoff::{Backoff, jitter};
 use crate::transport::dial::DialError;
@@ -110,10 +109,17 @@ pub async fn run(config: Config, status: Arc<Status>, shutdown: Shutdown) -> Res
         last_why: None,
         status,
     };
-    tokio::select! {
-        stopped = bridge.stay_connected(&mut network) => return Err(stopped),
+    let stopped = tokio::select! {
+        stopped = bridge.stay_connected(&mut network) => Some(stopped),
         never = local.tend() => match never {},
-        () = shutdown.draining() => {}
+        () = shutdown.draining() => None,
+    };
+    if let Some(stopped) = stopped {
+        tokio::select! {
+            () = bridge.credential.settle() => {}
+            () = shutdown.ended() => {}
+        }
+        return Err(stopped);
     }
     let current = bridge.current.take();
     let mut goodbye = std::pin::pin!(say_goodbye(current.as_ref()));
@@ -414,29 +420,6 @@ impl Bridge {
                 None
             }
             happening = uplink.next() => Some(happening),
-        }
-    }
-
-    /// Begins to try WebSocket beside polling.
-    fn try_ws(&mut self) -> Option<Attempt> {
-        let token: Secret = self.credential.read().ok()?;
-        tracing::debug!("trying WebSocket again");
-        Some(self.connector.ws(token, self.pace.current(), Arc::default()))
-    }
-
-    fn judge_attempt(&mut self, outcome: Result<Fresh, ConnectError>) -> Option<Fresh> {
-        match outcome {
-            Ok(fresh) => {
-                tracing::info!("WebSocket works now");
-                Some(fresh)
-            }
-            Err(error) => {
-                tracing::debug!("WebSocket does not work yet: {error}");
-                if error.is_of_transport() {
-                    self.choice.ws_failed(error.why_not_websocket(), jitter);
-                }
-                None
-            }
         }
     }
 
