@@ -6,16 +6,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::header::{AUTHORIZATION, HOST};
 use http::{Request, StatusCode};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::config::TokenSource;
-use super::login::{self, Login, LoginError};
+use super::login::{Login, LoginError, Refreshing};
 use crate::files;
 use crate::token::{Claims, Secret, span};
 use crate::transport::dial::{Dialer, RelayUrl};
 use crate::transport::http1::{self, Connection};
-use crate::transport::issuer::FetchError;
 use crate::transport::{collect, empty};
 
 /// Before its end, a token that could not be renewed is announced.
@@ -65,7 +63,7 @@ pub struct Credential {
     /// The sign-in that it came of.
     login: Option<Login>,
     /// A refresh under way. It is not left halfway, whatever else happens: its answer must be kept.
-    refreshing: Option<JoinHandle<Result<Login, LoginError>>>,
+    refreshing: Option<Refreshing>,
     /// What the relay gave since, where the source could not keep it.
     renewed: Option<Secret>,
     /// The token that the relay did not take.
@@ -259,11 +257,9 @@ impl Credential {
     /// Refreshes the sign-in, or goes on with a refresh that was left.
     async fn refresh(&mut self, path: &Path, dialer: &Dialer) -> Result<Secret, LoginError> {
         self.not_before = Some(Instant::now() + LOGIN_PAUSE);
-        let begin = || tokio::spawn(login::refresh(path.to_owned(), dialer.clone(), self.refused.clone()));
-        let joined = self.refreshing.get_or_insert_with(begin).await;
+        let begin = || Refreshing::begin(path.to_owned(), dialer.clone(), self.refused.clone());
+        let refreshed = self.refreshing.get_or_insert_with(begin).outcome().await;
         self.refreshing = None;
-        let broken = || LoginError::Provider(FetchError::Broken("the provider".to_owned()));
-        let refreshed = joined.unwrap_or_else(|_| Err(broken()));
         match refreshed {
             Ok(login) => {
                 let token = login.token();
@@ -291,7 +287,7 @@ impl Credential {
     pub async fn settle(&mut self) {
         if let Some(refreshing) = self.refreshing.take() {
             // Its outcome is in the file.
-            let _ = refreshing.await;
+            let _ = refreshing.settle().await;
         }
     }
 

@@ -1,8 +1,9 @@
-//! A sign-in at the relay's provider, kept in a file: it is made by [`device`], and refreshed by whoever uses it, one at a time. A
-//! provider that gives another refresh token each time takes an old one for stolen, and ends the sign-in.
+//! A sign-in at the relay's provider, kept in a file: it is made by [`device`], and refreshed by whoever uses it ([`Refreshing`]), one at
+//! a time. A provider that gives another refresh token each time takes an old one for stolen, and ends the sign-in.
 
 pub mod device;
 mod grant;
+mod refreshing;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
 use self::grant::Grant;
+pub use self::refreshing::Refreshing;
 use crate::files;
 use crate::token::Secret;
 use crate::transport::dial::Dialer;
@@ -226,55 +228,17 @@ impl Login {
     }
 }
 
-/// The sign-in in a file, with a fresh token if it is time for one, or the one that is there was `refused`. To be driven to its end: a
-/// refresh token that was used and not kept ends the sign-in.
+/// The sign-in in a file for use at once, refreshed if it is time for it; a token that still is good does, where there is no other to
+/// be had. After `stop` only a refresh that must not be left halfway is waited for.
 ///
 /// # Errors
 /// [`LoginError`].
-pub async fn refresh(path: PathBuf, dialer: Dialer, refused: Option<Secret>) -> Result<Login, LoginError> {
-    if let Some(login) = Some(Login::read(&path)?).filter(|login| !login.is_due(refused.as_ref())) {
-        return Ok(login);
-    }
-    let _lock = lock(&path).await?;
-    // Whoever had the lock may have done it.
-    let mut login = Login::read(&path)?;
-    if !login.is_due(refused.as_ref()) {
-        return Ok(login);
-    }
-    let Some(refresh_token) = login.refresh_token.clone() else {
-        return Err(LoginError::Over(login.issuer));
+pub async fn usable(path: PathBuf, dialer: Dialer, stop: impl Future<Output = ()>) -> Result<Login, LoginError> {
+    let mut refreshing = Refreshing::begin(path.clone(), dialer, None);
+    let refreshed = tokio::select! {
+        refreshed = refreshing.outcome() => refreshed,
+        () = stop => refreshing.settle().await,
     };
-    // What cannot be kept is not asked for.
-    login.write(&path)?;
-    let place = login.place(&login.token_endpoint)?;
-    let mut fields = vec![
-        ("grant_type", "refresh_token"),
-        ("client_id", login.client_id.as_str()),
-        ("refresh_token", &refresh_token),
-    ];
-    fields.extend(login.resource.as_deref().map(|resource| ("resource", resource)));
-    match grant::ask(&dialer, &place, &fields).await? {
-        Ok(granted) => {
-            login.take(granted);
-            login.write(&path)?;
-            Ok(login)
-        }
-        Err(refusal) if refusal.code == "invalid_grant" => {
-            // It is not asked for again.
-            login.refresh_token = None;
-            login.write(&path)?;
-            Err(LoginError::Over(login.issuer))
-        }
-        Err(refusal) => Err(LoginError::Refused(refusal.to_string())),
-    }
-}
-
-/// The same, content with a token that still is good where there is no other to be had.
-///
-/// # Errors
-/// [`LoginError`].
-pub async fn usable(path: PathBuf, dialer: Dialer) -> Result<Login, LoginError> {
-    let refreshed = refresh(path.clone(), dialer, None).await;
     let kept = || Login::read(&path).ok().filter(|login| !login.has_ended());
     refreshed.or_else(|error| kept().ok_or(error))
 }
@@ -303,12 +267,16 @@ async fn lock(path: &Path) -> Result<File, LoginError> {
             return Ok(lock);
         }
         if since.elapsed() >= LOCKED {
-            return Err(LoginError::File {
-                path: name.display().to_string(),
-                detail: "another program has it and does not finish".to_owned(),
-            });
+            return Err(held(path));
         }
         sleep(LOOK).await;
+    }
+}
+
+fn held(path: &Path) -> LoginError {
+    LoginError::File {
+        path: lock_of(path).display().to_string(),
+        detail: "another program has it and does not finish".to_owned(),
     }
 }
 

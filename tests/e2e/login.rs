@@ -1,14 +1,16 @@
 //! `tunnel bridge login` by a sign-in at a real provider: the device flow, what is kept of it, how it is refreshed and given up.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Response;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 use tunnel::bridge::config::TokenSource;
-use tunnel::bridge::login::{LoginError, refresh};
+use tunnel::bridge::login::{Login, LoginError, Refreshing};
 use tunnel::relay::auth::oidc::rules::Rules;
+use tunnel::token::Secret;
 use tunnel::transport::dial::Dialer;
 use tunnel::transport::full;
 
@@ -50,6 +52,10 @@ fn kept(desktop: &Desktop) -> Value {
 
 fn dialer() -> Dialer {
     Dialer::new(None, PATIENCE).unwrap()
+}
+
+async fn refresh(path: PathBuf, refused: Secret) -> Result<Login, LoginError> {
+    Refreshing::begin(path, dialer(), Some(refused)).outcome().await
 }
 
 /// A chat through ann's bridge lasts for so many refreshes and loses no piece; the bridge's session is one and the same.
@@ -181,8 +187,8 @@ async fn programs_with_the_same_sign_in_refresh_it_once() {
     assert_eq!(log_in(&mut provider, &desktop, "confirm").await, Some(0));
     let path = desktop.kept().pop().unwrap();
     let refused = kept(&desktop)["accessToken"].as_str().unwrap().to_owned();
-    let refused = tunnel::token::Secret::new(&refused);
-    let all = (0..8).map(|_| tokio::spawn(refresh(path.clone(), dialer(), Some(refused.clone()))));
+    let refused = Secret::new(&refused);
+    let all = (0..8).map(|_| tokio::spawn(refresh(path.clone(), refused.clone())));
     let all = futures_util::future::join_all(all).await;
     let tokens = all.into_iter().map(|login| login.unwrap().unwrap().token());
     let mut tokens: Vec<_> = tokens.map(|token| token.expose().to_owned()).collect();
@@ -272,14 +278,14 @@ async fn a_sign_in_that_cannot_be_kept_is_not_refreshed() {
     let desktop = Desktop::of(relay.address);
     assert_eq!(log_in(&mut provider, &desktop, "confirm").await, Some(0));
     let path = desktop.kept().pop().unwrap();
-    let token = tunnel::token::Secret::new(kept(&desktop)["accessToken"].as_str().unwrap());
+    let token = Secret::new(kept(&desktop)["accessToken"].as_str().unwrap());
     // What is written beside it first finds a folder in its place.
     let beside = format!("{}.{}.new", path.display(), std::process::id());
     std::fs::create_dir(&beside).unwrap();
-    let failed = refresh(path.clone(), dialer(), Some(token.clone())).await;
+    let failed = refresh(path.clone(), token.clone()).await;
     assert!(matches!(failed, Err(LoginError::File { .. })), "{failed:?}");
     std::fs::remove_dir(&beside).unwrap();
-    let again = within("another refresh", refresh(path, dialer(), Some(token))).await;
+    let again = within("another refresh", refresh(path, token)).await;
     again.unwrap();
     let caller = kept(&desktop)["accessToken"].as_str().unwrap().to_owned();
     let mut caller = Caller::connect(relay.address, &caller).await;
