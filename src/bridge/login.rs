@@ -7,6 +7,7 @@ mod refreshing;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,9 @@ pub enum LoginError {
     /// It said no, in these words.
     #[error("the sign-in provider refused: {0}")]
     Refused(String),
+    /// It said not now, in these words.
+    #[error("the sign-in provider cannot do it now: {0}")]
+    Later(String),
     /// Somebody said no.
     #[error("the sign-in was refused where it was to be confirmed; begin anew with: tunnel bridge login")]
     Denied,
@@ -73,7 +77,15 @@ impl LoginError {
 
     /// Whether it may be otherwise in a moment, with nobody doing anything.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Provider(_))
+        matches!(self, Self::Provider(_) | Self::Later(_))
+    }
+
+    /// Whether it stays so until somebody signs in again.
+    pub fn is_lasting(&self) -> bool {
+        matches!(
+            self,
+            Self::Over(_) | Self::Gone(_) | Self::Damaged(_) | Self::Refused(_)
+        )
     }
 }
 
@@ -96,6 +108,9 @@ pub struct Login {
     /// When the access token came and when it ends, by this machine's clock, seconds since 1970.
     issued: u64,
     expires: u64,
+    /// The lock, while the file lacks this: nobody may use the refresh token that is in it, for it was used.
+    #[serde(skip)]
+    unwritten: Option<Arc<File>>,
 }
 
 impl std::fmt::Debug for Login {
@@ -123,6 +138,7 @@ impl Login {
             refresh_token: None,
             issued: 0,
             expires: 0,
+            unwritten: None,
         };
         login.take(granted);
         login
@@ -144,6 +160,31 @@ impl Login {
     pub async fn keep(&self, path: &Path) -> Result<(), LoginError> {
         let _lock = lock(path).await?;
         self.write(path)
+    }
+
+    /// Writes what was just granted; where that fails it is kept here, and the lock with it.
+    fn write_or_hold(&mut self, path: &Path, lock: File) {
+        if let Err(error) = self.write(path) {
+            tracing::warn!("the sign-in was refreshed, and this cannot be kept: {error}");
+            self.unwritten = Some(Arc::new(lock));
+        }
+    }
+
+    /// Whether it is in no file yet.
+    pub fn is_unwritten(&self) -> bool {
+        self.unwritten.is_some()
+    }
+
+    /// Tries again to write what could not be written.
+    ///
+    /// # Errors
+    /// [`LoginError::File`].
+    pub fn write_again(&mut self, path: &Path) -> Result<(), LoginError> {
+        if self.is_unwritten() {
+            self.write(path)?;
+            self.unwritten = None;
+        }
+        Ok(())
     }
 
     fn write(&self, path: &Path) -> Result<(), LoginError> {
@@ -248,14 +289,10 @@ pub async fn usable(path: PathBuf, dialer: Dialer, stop: impl Future<Output = ()
 /// # Errors
 /// [`LoginError`].
 pub async fn forget(path: &Path) -> Result<Login, LoginError> {
-    let lock = lock(path).await?;
+    // It stays: who waits for it has it open, and another one beside it would lock nobody out.
+    let _lock = lock(path).await?;
     let login = Login::read(path);
-    let failed = |error: std::io::Error| LoginError::file(path, &error);
-    let removed = std::fs::remove_file(path).map_err(failed);
-    drop(lock);
-    // Another one that is made has nothing of this one to refresh.
-    let _ = std::fs::remove_file(lock_of(path));
-    removed?;
+    std::fs::remove_file(path).map_err(|error| LoginError::file(path, &error))?;
     login
 }
 

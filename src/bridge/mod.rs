@@ -301,6 +301,7 @@ impl Bridge {
     async fn begin_live(&mut self, uplink: &Uplink, network: &mut Network) {
         self.succeeded = true;
         self.refused_since = None;
+        self.credential.note_accepted();
         self.last_why = None;
         while self.links.try_join_next().is_some() {}
         self.older.retain(|older| !older.is_finished());

@@ -26,6 +26,11 @@ impl Refreshing {
         Self { task, stop }
     }
 
+    /// Whether there is an outcome.
+    pub fn is_finished(&self) -> bool {
+        self.task.is_finished()
+    }
+
     /// What came of it, once. Whoever stops waiting before may ask again.
     ///
     /// # Errors
@@ -54,7 +59,7 @@ async fn refresh(
     if let Some(login) = Some(Login::read(&path)?).filter(|login| !login.is_due(refused.as_ref())) {
         return Ok(login);
     }
-    let _lock = tokio::select! {
+    let lock = tokio::select! {
         biased;
         () = stop.cancelled() => return Err(held(&path)),
         lock = lock(&path) => lock?,
@@ -79,7 +84,7 @@ async fn refresh(
     match grant::ask(&dialer, &place, &fields).await? {
         Ok(granted) => {
             login.take(granted);
-            login.write(&path)?;
+            login.write_or_hold(&path, lock);
             Ok(login)
         }
         Err(refusal) if refusal.code == "invalid_grant" => {
@@ -88,6 +93,7 @@ async fn refresh(
             login.write(&path)?;
             Err(LoginError::Over(login.issuer))
         }
+        Err(refusal) if refusal.may_pass() => Err(LoginError::Later(refusal.to_string())),
         Err(refusal) => Err(LoginError::Refused(refusal.to_string())),
     }
 }

@@ -114,7 +114,7 @@ pub(in crate::cmd) fn failure(error: LoginError) -> Failure {
     let exit = match error {
         LoginError::Denied | LoginError::Refused(_) | LoginError::Over(_) => Exit::Refused,
         LoginError::Gone(_) | LoginError::Damaged(_) => Exit::Usage,
-        LoginError::RanOut | LoginError::Provider(_) | LoginError::File { .. } => Exit::Failed,
+        LoginError::RanOut | LoginError::Provider(_) | LoginError::Later(_) | LoginError::File { .. } => Exit::Failed,
     };
     Failure::new(exit, error)
 }
