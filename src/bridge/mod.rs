@@ -38,6 +38,7 @@ use self::uplink::{Connector, Ended, Fresh, Happening, Uplink};
 use self::upstream::Upstream;
 use crate::random;
 use crate::shutdown::Shutdown;
+use crate::token::Secret;
 use crate::transport::attach::ConnectError;
 use crate::transport::backoff::{Backoff, jitter};
 use crate::transport::dial::DialError;
@@ -99,6 +100,7 @@ pub async fn run(config: Config, status: Arc<Status>, shutdown: Shutdown) -> Res
         choice: Choice::new(config.transport, config.timing),
         memory: Memory::open(config.memory),
         credential: Credential::new(config.token),
+        shown: None,
         pace: Pace::new(TUNING.ping_interval),
         links: JoinSet::new(),
         current: None,
@@ -143,6 +145,8 @@ struct Bridge {
     choice: Choice,
     memory: Memory,
     credential: Credential,
+    /// The token that the links have.
+    shown: Option<Secret>,
     /// What WebSocket links survive here.
     pace: Pace,
     links: JoinSet<()>,
@@ -411,17 +415,12 @@ impl Bridge {
     async fn renew_token(&mut self) -> Option<Happening> {
         let uplink = self.current.as_mut()?;
         let Connector { dialer, relay, .. } = &*self.connector;
-        tokio::select! {
-            fresh = self.credential.renew(dialer, relay) => {
-                if let Some(token) = fresh {
-                    // Those that were left finish what they have for as long as there is a token.
-                    self.older.iter().for_each(|older| older.show_token(token.clone()));
-                    uplink.show_token(token);
-                }
-                None
-            }
-            happening = uplink.next() => Some(happening),
-        }
+        let fresh = tokio::select! {
+            fresh = self.credential.renew(dialer, relay) => fresh,
+            happening = uplink.next() => return Some(happening),
+        };
+        fresh.iter().for_each(|token| self.show(token));
+        None
     }
 
     /// The current link finishes what it has, unless it is lost.

@@ -8,6 +8,7 @@ use http::Response;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 use tunnel::bridge::config::TokenSource;
+use tunnel::bridge::credential::Credential;
 use tunnel::bridge::login::{Login, LoginError, Refreshing};
 use tunnel::relay::auth::oidc::rules::Rules;
 use tunnel::token::Secret;
@@ -123,6 +124,26 @@ on_each_transport! {
         bridge.error_line("not connected").await;
         assert_eq!(log_in(&mut provider, &desktop, "confirm").await, Some(0));
         bridge.error_line("connected").await;
+    }
+
+    async fn a_sign_in_after_one_that_is_over_is_shown_on_the_same_link(transport: Transport) {
+        let mut provider = Provider::with(&json!({"accessLife": 60})).await;
+        let relay = provider.relay().await;
+        let desktop = Desktop::of(relay.address);
+        assert_eq!(log_in(&mut provider, &desktop, "confirm").await, Some(0));
+        let mut old = kept(&desktop);
+        // Its time has come, and the provider has nothing more to give.
+        let end = oidc::now() + 15;
+        (old["issued"], old["expires"], old["refreshToken"]) = ((end - 60).into(), end.into(), "none".into());
+        std::fs::write(desktop.kept().pop().unwrap(), old.to_string()).unwrap();
+        let mut bridge = desktop.start(&["bridge", "--transport", transport.name()]);
+        bridge.error_line("is over").await;
+        ready(&relay, "ann").await;
+        let session = relay.relay.registry.pick("ann", None).unwrap();
+        assert_eq!(log_in(&mut provider, &desktop, "confirm").await, Some(0));
+        bridge.error_line("another sign-in is used from now on").await;
+        let now = relay.relay.registry.pick("ann", None).unwrap();
+        assert_eq!(now.connection_id, session.connection_id);
     }
 }
 
@@ -290,5 +311,44 @@ async fn a_sign_in_that_cannot_be_kept_is_not_refreshed() {
     let caller = kept(&desktop)["accessToken"].as_str().unwrap().to_owned();
     let mut caller = Caller::connect(relay.address, &caller).await;
     let listed = text(caller.get("/api/bridge").await).await;
-    assert_eq!(listed, r#"{"bridges":[]}"#);
+    assert!(listed.contains(r#""bridges":[]"#), "{listed}");
+}
+
+#[tokio::test]
+async fn a_refreshed_sign_in_that_cannot_be_written_is_used_and_written_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("relay.login");
+    let beside = format!("{}.{}.new", path.display(), std::process::id());
+    let blocked = beside.clone();
+    let provider = Upstream::serving(move |_| {
+        // From here on nothing can be written.
+        std::fs::create_dir(&blocked).unwrap();
+        let granted = json!({"access_token": "two", "refresh_token": "r2", "expires_in": 600});
+        async move { Response::new(full(granted.to_string())) }
+    })
+    .await;
+    let issuer = format!("http://{}", provider.address);
+    let login = json!({
+        "issuer": issuer, "clientId": "desktop", "tokenEndpoint": format!("{issuer}/token"),
+        "accessToken": "one", "refreshToken": "r1", "issued": oidc::now() - 500, "expires": oidc::now() + 100,
+    });
+    std::fs::write(&path, login.to_string()).unwrap();
+    let mut credential = Credential::new(TokenSource::Login(path.clone()));
+    assert_eq!(credential.read().unwrap().expose(), "one");
+    let relay = "http://127.0.0.1:1".parse().unwrap();
+    let fresh = within("the refresh", credential.renew(&dialer(), &relay)).await;
+    assert_eq!(fresh.unwrap().expose(), "two");
+    let in_file = || serde_json::from_slice::<Value>(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(credential.read().unwrap().expose(), "two");
+    assert_eq!(in_file()["refreshToken"], "r1");
+    // Nobody else may use the refresh token of the file.
+    let mut other = Refreshing::begin(path.clone(), dialer(), Some(Secret::new("one")));
+    let waits = tokio::time::timeout(Duration::from_millis(200), other.outcome()).await;
+    assert!(waits.is_err(), "{waits:?}");
+    std::fs::remove_dir(&beside).unwrap();
+    within("the file", credential.due()).await;
+    credential.renew(&dialer(), &relay).await;
+    assert_eq!(in_file()["refreshToken"], "r2");
+    let login = within("the lock", other.outcome()).await.unwrap();
+    assert_eq!(login.token().expose(), "two");
 }
