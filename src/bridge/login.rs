@@ -89,6 +89,26 @@ impl LoginError {
     }
 }
 
+/// What became of a sign-in at its provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TakenBack {
+    /// It is over.
+    Done,
+    /// There was nothing to refresh it with.
+    Nothing,
+    /// The provider has no way to.
+    NoWay,
+}
+
+/// A sign-in that is not kept any more.
+#[derive(Debug)]
+pub struct Forgotten {
+    /// Where it was.
+    pub issuer: String,
+    /// What became of it there.
+    pub taken_back: Result<TakenBack, LoginError>,
+}
+
 /// Somebody is signed in.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -247,13 +267,16 @@ impl Login {
         Ok(issuer.place(url)?)
     }
 
-    /// Takes the refresh token back at the provider (RFC 7009); false where it has no way to.
+    /// Takes the refresh token back at the provider (RFC 7009).
     ///
     /// # Errors
     /// [`LoginError`].
-    pub async fn revoke(&self, dialer: &Dialer) -> Result<bool, LoginError> {
-        let (Some(url), Some(token)) = (&self.revocation_endpoint, &self.refresh_token) else {
-            return Ok(false);
+    pub async fn revoke(&self, dialer: &Dialer) -> Result<TakenBack, LoginError> {
+        let Some(token) = &self.refresh_token else {
+            return Ok(TakenBack::Nothing);
+        };
+        let Some(url) = &self.revocation_endpoint else {
+            return Ok(TakenBack::NoWay);
         };
         let place = self.place(url)?;
         let fields = [
@@ -263,7 +286,7 @@ impl Login {
         ];
         let (status, body) = post(dialer, &place, &fields).await?;
         if status.is_success() {
-            return Ok(true);
+            return Ok(TakenBack::Done);
         }
         Err(LoginError::Refused(grant::refusal(&place, status, &body)?.to_string()))
     }
@@ -284,16 +307,23 @@ pub async fn usable(path: PathBuf, dialer: Dialer, stop: impl Future<Output = ()
     refreshed.or_else(|error| kept().ok_or(error))
 }
 
-/// Forgets what is kept in a file, while nobody refreshes it.
+/// Takes back what is kept in a file, and forgets it, while nobody refreshes it. None if it was no sign-in.
 ///
 /// # Errors
-/// [`LoginError`].
-pub async fn forget(path: &Path) -> Result<Login, LoginError> {
+/// [`LoginError`], where it could not be forgotten.
+pub async fn forget(path: &Path, dialer: &Dialer) -> Result<Option<Forgotten>, LoginError> {
     // It stays: who waits for it has it open, and another one beside it would lock nobody out.
     let _lock = lock(path).await?;
-    let login = Login::read(path);
+    let forgotten = match Login::read(path) {
+        Ok(login) => Some(Forgotten {
+            taken_back: login.revoke(dialer).await,
+            issuer: login.issuer,
+        }),
+        Err(LoginError::Damaged(_)) => None,
+        Err(error) => return Err(error),
+    };
     std::fs::remove_file(path).map_err(|error| LoginError::file(path, &error))?;
-    login
+    Ok(forgotten)
 }
 
 async fn lock(path: &Path) -> Result<File, LoginError> {
