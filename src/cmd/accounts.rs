@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::database::DatabaseArgs;
 use super::secret::SecretArgs;
 use super::{Failure, duration, print, tell};
+use crate::relay::address::Address;
 use crate::relay::auth::Scopes;
 use crate::relay::auth::tokens::{is_user, now};
 use crate::relay::keys::{LONGEST_LABEL, is_label};
@@ -274,17 +275,24 @@ pub(super) fn kick(bridge: &str, data: &SecretArgs, database: &DatabaseArgs) -> 
     })
 }
 
-/// The one bridge of this id; else the one that is called so, of those connected if some are.
+/// The one bridge of this id; else the one that is called so, of those connected if some are. A name alone is that of one user's.
 pub(super) fn meant<'a>(bridges: &'a [Bridge], text: &str) -> Result<&'a Bridge, Failure> {
     if let Some(bridge) = bridges.iter().find(|bridge| bridge.id == text) {
         return Ok(bridge);
     }
+    let written = text.rsplit_once('/');
+    let address = Address::parse(text);
     let is_called = |bridge: &&Bridge| {
-        let of_user = text.rsplit_once('/');
-        bridge.name == text || of_user.is_some_and(|(user, name)| bridge.user == user && bridge.name == name)
+        let is = |owner: &str, name: &str| bridge.user == owner && bridge.name == name;
+        bridge.name == text
+            || written.is_some_and(|(owner, name)| is(owner, name))
+            || address
+                .as_ref()
+                .is_some_and(|address| is(&address.owner, &address.name))
     };
     let mut called: Vec<_> = bridges.iter().filter(is_called).collect();
-    if called.iter().any(|bridge| bridge.is_connected()) {
+    let is_of_one = called.windows(2).all(|two| two[0].user == two[1].user);
+    if is_of_one && called.iter().any(|bridge| bridge.is_connected()) {
         called.retain(|bridge| bridge.is_connected());
     }
     match called.as_slice() {
@@ -448,6 +456,10 @@ mod tests {
             bridge("3", "ann", "box", Some(5)),
             bridge("4", "bob", "box", Some(5)),
             bridge("5", "carl", "box", None),
+            bridge("6", "ann", "den", None),
+            bridge("7", "auth0|1", "den", Some(5)),
+            bridge("8", "ann", "hut", None),
+            bridge("9", "ann", "hut", Some(5)),
         ];
         let id = |text| meant(&bridges, text).ok().map(|bridge| bridge.id.as_str());
         assert_eq!(
@@ -455,6 +467,12 @@ mod tests {
             (Some("1"), Some("1"), Some("4"))
         );
         assert_eq!((id("box"), id("nobody")), (None, None));
+        // Whoever else has one that is called so need not be connected.
+        assert_eq!(
+            (id("den"), id("ann/den"), id("auth0|1/den")),
+            (None, Some("6"), Some("7"))
+        );
+        assert_eq!((id("auth0%7C1/den"), id("hut")), (Some("7"), Some("8")));
     }
 
     #[test]

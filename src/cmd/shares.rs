@@ -3,13 +3,15 @@
 
 use anyhow::Context;
 
-use super::Failure;
 use super::accounts::{ListArgs, await_second_after_deletion, meant, time};
 use super::database::DatabaseArgs;
 use super::secret::SecretArgs;
+use super::{Failure, tell};
+use crate::relay::address::Address;
 use crate::relay::auth::shares::With;
 use crate::relay::shares::make;
 use crate::relay::store::StoreError;
+use crate::relay::store::accounts::Bridge;
 use crate::relay::store::keys::Maker;
 use crate::relay::store::shares::Share;
 
@@ -31,14 +33,35 @@ pub(super) struct ShareArgs {
     with: With,
 }
 
+/// A name alone is that of a user, unless it looks like a slip of the pen.
 fn with(text: &str) -> Result<With, String> {
-    let is_bare = text != "all" && !["user:", "group:"].iter().any(|kind| text.starts_with(kind));
-    let read = if is_bare {
-        With::of("user", text)
-    } else {
-        text.parse().ok()
+    const HOW: &str =
+        "write NAME, user:NAME, group:NAME or all; a name has 1 to 256 characters and no control characters";
+    if let Ok(with) = text.parse() {
+        return Ok(with);
+    }
+    let (kind, is_alone) = match text.split_once([':', '=']) {
+        Some((kind, _)) => (kind, false),
+        None => (text, true),
     };
-    read.ok_or_else(|| "write NAME, user:NAME, group:NAME or all; a name has 1 to 256 characters".to_owned())
+    let is_slip = match kind.to_lowercase().as_str() {
+        "all" => true,
+        "user" | "users" | "group" | "groups" => !is_alone,
+        _ => false,
+    };
+    match With::of("user", text) {
+        Some(_) if is_slip => Err(format!("{HOW}; for a user who is called so, write user:{text}")),
+        Some(user) => Ok(user),
+        None => Err(HOW.to_owned()),
+    }
+}
+
+/// The bridge as callers name it.
+fn address(bridge: &Bridge) -> Address {
+    Address {
+        owner: bridge.user.clone(),
+        name: bridge.name.clone(),
+    }
 }
 
 /// `tunnel relay share`.
@@ -50,6 +73,7 @@ pub(super) fn share(args: &ShareArgs, data: &SecretArgs, database: &DatabaseArgs
         let share = make(&bridge.user, &bridge.id, &bridge.name, args.with.clone());
         let share = share.context("no random numbers to be had")?;
         store.share(&share, &Maker::operator()).await?;
+        tell(&format!("{} is shared with {}.", address(bridge), &args.with));
         Ok(())
     })
 }
@@ -67,12 +91,16 @@ pub(super) fn unshare(args: &ShareArgs, data: &SecretArgs, database: &DatabaseAr
             Some(share) => store.unshare(&share.id, None).await,
             None => Err(StoreError::Absent),
         };
+        let (address, with) = (address(bridge), &args.with);
         match removed {
             Err(StoreError::Absent) => {
-                let name = bridge.name.escape_debug();
-                Err(anyhow::anyhow!("{name} is not shared so; see: tunnel relay shares").into())
+                Err(anyhow::anyhow!("{address} is not shared with {with}; see: tunnel relay shares").into())
             }
-            removed => Ok(removed?),
+            Err(error) => Err(error.into()),
+            Ok(()) => {
+                tell(&format!("{address} is not shared with {with} any more."));
+                Ok(())
+            }
         }
     })
 }
@@ -109,6 +137,18 @@ mod tests {
         assert_eq!(read("group:staff"), Ok("group:staff".to_owned()));
         assert_eq!(read("all"), Ok("all".to_owned()));
         assert_eq!(read("urn:bob"), Ok("user:urn:bob".to_owned()));
-        assert!(read("group:").is_err() && read("").is_err());
+        assert_eq!(read("group"), Ok("user:group".to_owned()));
+        for slip in [
+            "groups:staff",
+            "Group:staff",
+            "group=staff",
+            "user=bob",
+            "All",
+            "all:x",
+            "group:",
+            "",
+        ] {
+            assert!(read(slip).is_err(), "{slip}");
+        }
     }
 }

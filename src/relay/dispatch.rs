@@ -20,7 +20,7 @@ use super::auth;
 use super::connection::{Active, Caller};
 use super::error::{Code, Error, Shape};
 use super::proxies::Told;
-use super::reach::{self, Wanted};
+use super::reach::{self, Meant};
 use super::registry::{InFlight, Session};
 use super::router::Target;
 use crate::transport::headers::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
@@ -45,7 +45,7 @@ struct Answered {
     held: Held,
 }
 
-/// Resolves when the caller is not let in any more.
+/// Resolves when the caller is not let in any more, or the bridge is somebody else's and not shared with the caller any more.
 type Cut = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Forwards the request. What breaks after the response head breaks the body; an error before it is an answer, too.
@@ -116,16 +116,15 @@ async fn ask(
     let identity = auth::caller(&relay.tokens, request.headers()).await?;
     record.set_identity(&identity);
     let user = relay.admit(&identity)?;
-    let (wanted, path) = reach::choose(relay, &identity, target)?;
-    record.set_path(&path);
+    let meant = Meant::of(&identity, target)?;
     let activity = Activity::begin();
     let upload = Arc::clone(record.upload());
-    let request = outgoing(relay, caller, &path, request, &activity, &upload)?;
+    let request = outgoing(relay, caller, request, &activity, &upload)?;
     let mut idle = IdleLimit::new(activity.clone(), relay.config.limits.idle);
     let mut cut = cut(relay, &identity);
     let (response, bridge, session) = tokio::select! {
         biased;
-        answered = call(relay, &identity, &wanted, request, record) => answered,
+        answered = call(relay, &identity, &meant, request, record) => answered,
         () = &mut idle => Err(Error::new(Code::Timeout, "nothing moved for too long; the request was given up")),
         () = &mut cut => Err(auth::refusal_of(&relay.tokens, &identity)),
     }
@@ -179,11 +178,10 @@ async fn unshared(relay: &Relay, identity: &auth::Identity, session: &Session) {
     }
 }
 
-/// Makes the request that goes to the bridge.
+/// Makes the request that goes to the bridge; [`find`] gives it its path.
 fn outgoing(
     relay: &Arc<Relay>,
     caller: &Caller,
-    path: &str,
     request: Request<Incoming>,
     activity: &Activity,
     upload: &Arc<Upload>,
@@ -196,10 +194,6 @@ fn outgoing(
     }
     let (mut parts, body) = request.into_parts();
     let host = parts.uri.authority().map(|authority| authority.as_str().to_owned());
-    let path: PathAndQuery = path
-        .parse()
-        .map_err(|_| Error::new(Code::BadRequest, "the path cannot be forwarded"))?;
-    parts.uri = Uri::from(path);
     parts.version = Version::HTTP_11;
     let told = parts.extensions.remove::<Told>();
     // The connection that hyper would upgrade is ours, not the bridge's.
@@ -261,14 +255,13 @@ fn body_too_large() -> Error {
 async fn call(
     relay: &Relay,
     identity: &auth::Identity,
-    wanted: &Wanted,
-    request: Request<Body>,
+    meant: &Meant,
+    mut request: Request<Body>,
     record: &mut Record,
 ) -> Result<(Response<Body>, InFlight, Arc<Session>), Error> {
-    let session = reach::find(relay, identity, wanted).await?;
-    record.set_session(&session);
+    let session = find(relay, identity, meant, &mut request, record).await?;
     let spare = repeatable(&request);
-    let unsent = tokio::select! {
+    let mut unsent = tokio::select! {
         biased;
         answered = call_session(relay, &session, request) => match answered {
             Ok((response, in_flight)) => return Ok((response, in_flight, session)),
@@ -279,16 +272,33 @@ async fn call(
             },
             Err(error) => return Err(error.into()),
         },
-        () = unshared(relay, identity, &session) => return Err(reach::no_bridge(relay, wanted)),
+        () = unshared(relay, identity, &session) => return Err(reach::no_bridge(relay, meant)),
     };
-    let session = reach::find(relay, identity, wanted).await?;
-    record.set_session(&session);
+    let session = find(relay, identity, meant, &mut unsent, record).await?;
     let (response, in_flight) = tokio::select! {
         biased;
         answered = call_session(relay, &session, unsent) => answered?,
-        () = unshared(relay, identity, &session) => return Err(reach::no_bridge(relay, wanted)),
+        () = unshared(relay, identity, &session) => return Err(reach::no_bridge(relay, meant)),
     };
     Ok((response, in_flight, session))
+}
+
+/// Finds the bridge, and gives the request the path for it.
+async fn find(
+    relay: &Relay,
+    identity: &auth::Identity,
+    meant: &Meant,
+    request: &mut Request<Body>,
+    record: &mut Record,
+) -> Result<Arc<Session>, Error> {
+    let (session, path) = reach::find(relay, identity, meant).await?;
+    record.set_path(path);
+    record.set_session(&session);
+    let path: PathAndQuery = path
+        .parse()
+        .map_err(|_| Error::new(Code::BadRequest, "the path cannot be forwarded"))?;
+    *request.uri_mut() = Uri::from(path);
+    Ok(session)
 }
 
 async fn call_session(

@@ -407,16 +407,22 @@ async fn follow_once(
 /// Lets in whose keys are valid, lets callers reach what is shared with them, shuts out whom the orders name, and disconnects those
 /// who were to be disconnected since the last time.
 fn carry_out(relay: &Relay, orders: Orders, kicked: &mut Option<u64>) {
-    relay.ledger.forget(&orders.denials);
-    relay.tokens.accept_keys(orders.keys);
-    relay.tokens.share(orders.shares, orders.memberships);
-    relay.tokens.deny(Some(orders.denials));
+    let Orders {
+        keys,
+        shares,
+        memberships,
+        denials,
+        kicks,
+        ..
+    } = orders;
+    relay.ledger.forget(&denials);
+    relay.tokens.follow(keys, shares, memberships, denials);
     if let Some(kicked) = *kicked {
-        let fresh = orders.kicks.iter().filter(|(_, revision)| **revision > kicked);
+        let fresh = kicks.iter().filter(|(_, revision)| **revision > kicked);
         for (bridge, _) in fresh {
             relay.registry.disconnect(bridge);
         }
     }
-    let newest = orders.kicks.values().copied().max().unwrap_or(0);
+    let newest = kicks.values().copied().max().unwrap_or(0);
     *kicked = Some(newest.max(kicked.unwrap_or(0)));
 }

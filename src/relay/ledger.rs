@@ -71,24 +71,32 @@ struct Apart {
 }
 
 impl Apart {
-    /// The key, or the one for all that is too much.
+    /// The key; past the bound one of the bridge alone, so that its owner is told of it, and past twice the bound one of nothing but
+    /// the user.
     fn key(&mut self, key: Key) -> Key {
         if self.hour != key.hour {
             self.hour = key.hour;
             self.of_users.clear();
         }
         let known = self.of_users.entry(Arc::clone(&key.user)).or_default();
-        if known.contains(&key) {
+        let mut is_told = |key: &Key, most: usize| {
+            let is_known = known.contains(key);
+            is_known || (known.len() < most && known.insert(key.clone()))
+        };
+        if is_told(&key, MOST_SUMS_PER_USER) {
             return key;
         }
-        if known.len() < MOST_SUMS_PER_USER {
-            known.insert(key.clone());
-            return key;
+        let of_bridge = Key {
+            token: "".into(),
+            model: "".into(),
+            ..key
+        };
+        if is_told(&of_bridge, 2 * MOST_SUMS_PER_USER) {
+            return of_bridge;
         }
         Key {
             bridge: "".into(),
-            model: "".into(),
-            ..key
+            ..of_bridge
         }
     }
 }
@@ -220,18 +228,22 @@ mod tests {
 
     #[test]
     fn a_desktop_cannot_make_up_names_for_ever() {
-        let key = |hour, user: &str, model: usize| Key {
+        let of = |hour, user: &str, bridge: usize, model: usize| Key {
             hour,
             user: user.into(),
             token: "t".into(),
-            bridge: "b".into(),
+            bridge: bridge.to_string().into(),
             model: model.to_string().into(),
         };
+        let key = |hour, user: &str, model: usize| of(hour, user, 0, model);
         let mut apart = Apart::default();
         let told = (0..3000).filter(|n| !apart.key(key(3600, "ann", *n)).model.is_empty());
         assert_eq!(told.count(), MOST_SUMS_PER_USER);
         assert_eq!(apart.key(key(3600, "ann", 0)), key(3600, "ann", 0));
-        assert_eq!(&*apart.key(key(3600, "ann", 2999)).bridge, "");
+        let rest = apart.key(key(3600, "ann", 2999));
+        assert_eq!((&*rest.bridge, &*rest.token, &*rest.model), ("0", "", ""));
+        let told = (0..3000).filter(|n| !apart.key(of(3600, "ann", *n, 2999)).bridge.is_empty());
+        assert_eq!(told.count(), MOST_SUMS_PER_USER);
         assert_eq!(apart.key(key(3600, "bob", 7)), key(3600, "bob", 7));
         assert_eq!(apart.key(key(7200, "ann", 2999)), key(7200, "ann", 2999));
     }

@@ -2,7 +2,8 @@
 //!
 //! A caller's request walks down this list: [`connection`] (one TCP connection), [`router`] (whose path it is), [`dispatch`]
 //! (an exchange; [`auth`]: who asks, [`rate`]: how often, [`reach`]: which bridge is meant, [`registry`]: which there are,
-//! [`address`]: how one of somebody is written). A bridge's walks into [`session`] or [`polling`]; what the relay answers itself is in [`own`]; [`error`] and [`cors`] finish every answer.
+//! [`address`]: how one of somebody is written). A bridge's walks into [`session`] or [`polling`]; what the relay answers
+//! itself is in [`own`]; [`error`] and [`cors`] finish every answer.
 //! [`access`] notes how an exchange went, [`metrics`] counts it, [`ledger`] adds it up for [`store`], which [`keeper`] keeps in step.
 //! [`usage`] is what a caller learns of that, [`events`] what becomes of the bridges meanwhile; [`keys`] and [`pairing`] let more
 //! callers and bridges in, [`shares`] lets others use a bridge, [`opening`] opens a demonstration; [`web`] is the page for it all.

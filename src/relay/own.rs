@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::time::{Instant, timeout_at};
 
 use super::Relay;
 use super::address::Address;
@@ -20,7 +21,7 @@ use super::registry::Session;
 use super::store::{Store, StoreError};
 use crate::transport::{Body, collect, empty, full};
 
-/// How long a bridge may take to tell its models for a list.
+/// How long bridges may take to tell their models for a list, all together.
 const MODELS_TIMEOUT: Duration = Duration::from_secs(2);
 const MODELS_SIZE: usize = 256 * 1024;
 /// Bridges asked at once for one list.
@@ -132,22 +133,27 @@ pub async fn bridges(relay: &Relay, headers: &HeaderMap) -> Result<Response<Body
     let mut visible = relay.visible(&identity);
     // Who may not call learns of no others.
     visible.retain(|(owner, _)| owner.is_none() || identity.scopes.api);
-    let mut described = Vec::with_capacity(visible.len());
-    for few in visible.chunks(AT_ONCE) {
-        let few = few.iter().map(|(owner, session)| async move {
-            let mut described = describe(session, limit).await;
-            if let (Some(owner), Some(fields)) = (owner, described.as_object_mut()) {
-                fields.remove("id");
-                fields.insert("owner".to_owned(), (**owner).into());
-                fields.insert("address".to_owned(), address(session).to_string().into());
-            }
-            (owner.is_some(), described)
+    let (own, shared): (Vec<_>, Vec<_>) = visible.into_iter().partition(|(owner, _)| owner.is_none());
+    let deadline = Instant::now() + MODELS_TIMEOUT;
+    let mut described = Vec::with_capacity(own.len());
+    for few in own.chunks(AT_ONCE) {
+        let few = few.iter().map(|(_, session)| async move {
+            let models = timeout_at(deadline, models(session, limit)).await;
+            describe(session, models.ok().flatten().as_deref())
         });
         described.extend(join_all(few).await);
     }
-    let (shared, own): (Vec<_>, Vec<_>) = described.into_iter().partition(|(is_shared, _)| *is_shared);
-    let values = |some: Vec<(bool, Value)>| some.into_iter().map(|(_, value)| value).collect::<Vec<_>>();
-    let body = json!({"bridges": values(own), "shared": values(shared)});
+    // Those of others are not asked: it would be work for their owners, and counted as theirs.
+    let shared = shared.iter().map(|(owner, session)| {
+        let mut described = describe(session, None);
+        if let Some(fields) = described.as_object_mut() {
+            fields.remove("id");
+            fields.insert("owner".to_owned(), owner.as_deref().into());
+            fields.insert("address".to_owned(), address(session).to_string().into());
+        }
+        described
+    });
+    let body = json!({"bridges": described, "shared": shared.collect::<Vec<_>>()});
     Ok(json_response(StatusCode::OK, &body))
 }
 
@@ -159,7 +165,7 @@ pub(super) fn address(session: &Session) -> Address {
     }
 }
 
-async fn describe(session: &Arc<Session>, limit: usize) -> Value {
+fn describe(session: &Session, models: Option<&[String]>) -> Value {
     let bridge = &session.identity;
     let link = session.link();
     let last_seen = SystemTime::now().checked_sub(link.silence());
@@ -173,7 +179,7 @@ async fn describe(session: &Arc<Session>, limit: usize) -> Value {
         "lastSeen": unix_ms(last_seen),
         "roundTripMs": link.round_trip().map(|time| time.as_secs_f64() * 1e3),
         "inFlight": session.in_flight(),
-        "models": models(session, limit).await,
+        "models": models,
     })
 }
 
@@ -186,13 +192,10 @@ pub(super) fn unix_ms(time: Option<SystemTime>) -> Option<u64> {
 /// The names of the models that the bridge's Ollama has; null where it cannot tell.
 async fn models(session: &Arc<Session>, limit: usize) -> Option<Vec<String>> {
     let _in_flight = session.enter(limit)?;
-    let asked = async {
-        match names(session, "/api/tags", "models", "name").await {
-            None => names(session, "/v1/models", "data", "id").await,
-            names => names,
-        }
-    };
-    tokio::time::timeout(MODELS_TIMEOUT, asked).await.ok()?
+    match names(session, "/api/tags", "models", "name").await {
+        None => names(session, "/v1/models", "data", "id").await,
+        names => names,
+    }
 }
 
 /// Asks one path for its list of models.

@@ -1,10 +1,11 @@
 //! Which bridges are connected, whose they are, and which one gets a request (protocol.md sections 1 and 2). In memory only:
-//! nothing here waits for anything but a bridge. What may be reached of others is in [`shared`]; [`last_hour`] is what a bridge did
+//! nothing here waits for anything but a bridge. Which one is meant is decided in [`choice`]; [`last_hour`] is what a bridge did
 //! lately.
 
+mod choice;
 pub mod last_hour;
-mod shared;
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +15,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
+pub use self::choice::Choice;
 use self::last_hour::LastHour;
 use crate::transport::{Ending, LONGEST_BRIDGE_NAME, Link};
 
@@ -155,8 +157,18 @@ impl Session {
         }
     }
 
+    /// Which of more than one gets work: the one of the highest priority, then the one here longest.
+    fn rank(&self) -> impl Ord + use<> {
+        (Reverse(self.identity.priority), self.since, self.connection_id)
+    }
+
     fn takes_work(&self) -> bool {
         !self.is_retired() && self.link.is_alive()
+    }
+
+    /// Whether it takes work that does not name it.
+    fn is_for_any(&self) -> bool {
+        self.takes_work() && !self.identity.ephemeral
     }
 
     /// Gives it no more work; it ends once nothing is in flight.
@@ -196,7 +208,6 @@ struct User {
     /// Of bridges that are not here, and did something lately.
     last_hours: Vec<(Arc<str>, Arc<LastHour>)>,
     in_flight: Arc<Counter>,
-    changed: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -276,7 +287,6 @@ impl Registry {
         });
         user.away.retain(|away| away.bridge_id != session.identity.bridge_id);
         user.sessions.push(Arc::clone(&session));
-        user.changed.notify_waiters();
         self.changed.notify_waiters();
         Ok(session)
     }
@@ -306,7 +316,6 @@ impl Registry {
             let over = user.last_hours.len().saturating_sub(self.bridges_per_user);
             user.last_hours.drain(..over);
         }
-        user.changed.notify_waiters();
         self.changed.notify_waiters();
     }
 
@@ -315,7 +324,8 @@ impl Registry {
         self.lock().retain(|_, user| {
             user.away.retain(|away| away.since.elapsed() < EXPECTED_BACK);
             user.last_hours.retain(|(_, hour)| !hour.is_empty());
-            !(user.sessions.is_empty() && user.away.is_empty() && Arc::strong_count(&user.in_flight) == 1)
+            let is_kept = !(user.sessions.is_empty() && user.away.is_empty() && user.last_hours.is_empty());
+            is_kept || Arc::strong_count(&user.in_flight) > 1
         });
     }
 
@@ -328,46 +338,13 @@ impl Registry {
         }
     }
 
-    /// The bridge that gets a request: the one named; else, of those that are not ephemeral, the one of the highest priority,
-    /// then the one here longest.
+    /// The bridge of the user's own that gets a request: the one named; else the best of those that are not ephemeral.
     pub fn pick(&self, user: &str, wanted: Option<&str>) -> Option<Arc<Session>> {
         let users = self.lock();
-        let mut candidates = users.get(user)?.sessions.iter().filter(|s| s.takes_work());
-        match wanted {
-            Some(name) => candidates.rfind(|s| s.identity.name == name),
-            None => candidates
-                .filter(|s| !s.identity.ephemeral)
-                .min_by_key(|s| (std::cmp::Reverse(s.identity.priority), s.since, s.connection_id)),
-        }
-        .map(Arc::clone)
-    }
-
-    /// Waits for the bridge as [`Registry::pick`] finds it, if it was here within the last minute, at most until `deadline`.
-    pub async fn await_bridge(&self, user: &Arc<str>, wanted: Option<&str>, deadline: Instant) -> Option<Arc<Session>> {
-        let changed = {
-            let mut users = self.lock();
-            Arc::clone(&users.entry(Arc::clone(user)).or_default().changed)
-        };
-        loop {
-            let change = changed.notified();
-            if let Some(session) = self.pick(user, wanted) {
-                return Some(session);
-            }
-            if !self.expects(user, wanted) {
-                return None;
-            }
-            tokio::select! {
-                () = change => {}
-                () = tokio::time::sleep_until(deadline) => return None,
-            }
-        }
-    }
-
-    /// After a start, who was here before is not known: everybody is expected.
-    fn expects(&self, user: &str, wanted: Option<&str>) -> bool {
-        let users = self.lock();
-        let is_meant = |_: &str, name: &str| wanted.is_none_or(|wanted| wanted == name);
-        self.is_fresh() || users.get(user).is_some_and(|user| user.awaits(is_meant))
+        let user = users.get(user)?;
+        wanted
+            .map_or_else(|| user.best(), |name| user.named(name))
+            .map(Arc::clone)
     }
 
     /// Whether the relay has just started.
@@ -384,12 +361,8 @@ impl Registry {
     pub fn list(&self, user: &str) -> Vec<Arc<Session>> {
         let users = self.lock();
         let sessions = users.get(user).map(|user| user.sessions.as_slice()).unwrap_or_default();
-        let mut list: Vec<_> = sessions
-            .iter()
-            .filter(|s| s.takes_work() && !s.identity.ephemeral)
-            .cloned()
-            .collect();
-        list.sort_by_key(|s| (std::cmp::Reverse(s.identity.priority), s.since, s.connection_id));
+        let mut list: Vec<_> = sessions.iter().filter(|s| s.is_for_any()).cloned().collect();
+        list.sort_by_key(|s| s.rank());
         list
     }
 
@@ -432,6 +405,18 @@ impl Registry {
 }
 
 impl User {
+    /// The one of this name.
+    fn named(&self, name: &str) -> Option<&Arc<Session>> {
+        let mut here = self.sessions.iter().filter(|s| s.takes_work());
+        here.rfind(|s| s.identity.name == name)
+    }
+
+    /// The first to get work where none is named.
+    fn best(&self) -> Option<&Arc<Session>> {
+        let here = self.sessions.iter().filter(|s| s.is_for_any());
+        here.min_by_key(|s| s.rank())
+    }
+
     /// That of the bridge's other connections, or of those before; else a fresh one.
     fn take_last_hour(&mut self, bridge_id: &str) -> Arc<LastHour> {
         if let Some(other) = self.sessions.iter().find(|s| &*s.identity.bridge_id == bridge_id) {

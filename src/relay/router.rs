@@ -257,9 +257,16 @@ fn longer<'a>(owner: &str, rest: &'a str) -> Option<(Address, &'a str)> {
 }
 
 fn bridge_header(headers: &HeaderMap) -> Result<Option<Named>, Error> {
-    let Some(value) = headers.get(TUNNEL_BRIDGE) else {
+    let mut values = headers.get_all(TUNNEL_BRIDGE).iter();
+    let Some(value) = values.next() else {
         return Ok(None);
     };
+    if values.any(|other| other != value) {
+        return Err(Error::new(
+            Code::BadRequest,
+            "send one header Tunnel-Bridge, not two that differ",
+        ));
+    }
     let named = value.to_str().ok().and_then(|text| match text.contains('/') {
         true => Address::parse(text).map(Named::Of),
         false => Some(Named::Own(text.to_owned())),
@@ -459,10 +466,9 @@ mod tests {
 
     #[test]
     fn a_bridge_with_its_owner_is_named_by_path_or_header() {
-        let by = |uri: &str, header: &'static str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(TUNNEL_BRIDGE, HeaderValue::from_static(header));
-            route(&Method::GET, &uri.parse().unwrap(), &headers)
+        let by = |uri: &str, names: &[&'static str]| {
+            let headers = names.iter().map(|name| (TUNNEL_BRIDGE, HeaderValue::from_static(name)));
+            route(&Method::GET, &uri.parse().unwrap(), &headers.collect())
         };
         let box_of = |owner: &str, path: &str| {
             Ok(Route::Forward(Target {
@@ -471,11 +477,11 @@ mod tests {
                 longer: None,
             }))
         };
-        assert_eq!(by("/api/tags", "ann/box"), box_of("ann", "/api/tags"));
-        assert_eq!(by("/api/tags", "a%2fb/box"), box_of("a/b", "/api/tags"));
-        assert_eq!(by("/api/tags", "a/b/box"), box_of("a/b", "/api/tags"));
-        assert_eq!(by("/b/a%2Fb/box/api/tags", "a/b/box"), box_of("a/b", "/api/tags"));
-        assert_eq!(by("/b/ann/box/-/keys", "ann/box"), Err(Error::not_found()));
+        assert_eq!(by("/api/tags", &["ann/box"]), box_of("ann", "/api/tags"));
+        assert_eq!(by("/api/tags", &["a%2fb/box"]), box_of("a/b", "/api/tags"));
+        assert_eq!(by("/api/tags", &["a/b/box"]), box_of("a/b", "/api/tags"));
+        assert_eq!(by("/b/a%2Fb/box/api/tags", &["a/b/box"]), box_of("a/b", "/api/tags"));
+        assert_eq!(by("/b/ann/box/-/keys", &["ann/box"]), Err(Error::not_found()));
         for (uri, header) in [
             ("/b/ann/box/api/tags", "bob/box"),
             ("/b/ann/box/api/tags", "box"),
@@ -483,7 +489,9 @@ mod tests {
             ("/api/tags", "/box"),
             ("/api/tags", "%zz/box"),
         ] {
-            assert_eq!(by(uri, header).unwrap_err().code, Code::BadRequest, "{uri} {header}");
+            assert_eq!(by(uri, &[header]).unwrap_err().code, Code::BadRequest, "{uri} {header}");
         }
+        assert_eq!(by("/api/tags", &["ann/box"; 2]), box_of("ann", "/api/tags"));
+        assert_eq!(by("/api/tags", &["box", "den"]).unwrap_err().code, Code::BadRequest);
     }
 }

@@ -30,12 +30,11 @@ struct Wish {
     whose: Whose,
 }
 
-/// Answers with the caller's own usage: `?days=N` (30), `&per=hour|day|all` (day); with `&of=bridges`, with that of everybody on the
-/// caller's own bridges. Times are milliseconds since 1970; what is not
-/// known is null.
+/// Answers with the caller's own usage: `?days=N` (30), `&per=hour|day|all` (day); with `&of=bridges`, with that of everybody
+/// on the caller's own bridges. Times are milliseconds since 1970; what is not known is null.
 ///
 /// # Errors
-/// `unauthorized`, `rate_limited`, `bad_request`; `not_found` where nothing is kept, `overloaded` while the database is away.
+/// `unauthorized`, `forbidden`, `rate_limited`, `bad_request`; `not_found` where nothing is kept, `overloaded` while the database is away.
 pub async fn answer(relay: &Relay, headers: &HeaderMap, query: Option<&str>) -> Result<Response<Body>, Error> {
     let identity = auth::anyone(&relay.tokens, headers).await?;
     let _asking = relay.admit(&identity)?;
@@ -43,6 +42,11 @@ pub async fn answer(relay: &Relay, headers: &HeaderMap, query: Option<&str>) -> 
     if identity.bridge.is_some() {
         let detail = "a key that is limited to a bridge is not told what was used; ask with a token";
         return Err(Error::new(Code::Forbidden, detail).because("limited key asked for the usage"));
+    }
+    let may_ask_of_others = !identity.is_key() && (identity.scopes.api || identity.scopes.manage);
+    if wish.whose == Whose::Bridges && !may_ask_of_others {
+        let detail = "who used your bridges is told to a token with the scope api or manage, and to no key";
+        return Err(Error::new(Code::Forbidden, detail).because("asked for others' usage without the scope"));
     }
     let keeper = relay.config.keeper.as_ref().filter(|keeper| keeper.keeps_usage());
     let keeper = keeper.ok_or_else(|| Error::new(Code::NotFound, "this relay keeps no usage"))?;
@@ -67,7 +71,7 @@ pub async fn answer(relay: &Relay, headers: &HeaderMap, query: Option<&str>) -> 
         .map(|used| {
             let mut line = line(used, from);
             match wish.whose {
-                Whose::User => line["bridge"]["name"] = bridge_name(used, &identity.user, &view).into(),
+                Whose::User => line["bridge"] = bridge(used, &identity.user, &view),
                 Whose::Bridges => line["user"] = used.user.as_str().into(),
             }
             line
@@ -118,7 +122,7 @@ fn read(query: Option<&str>) -> Result<Wish, Error> {
 fn line(used: &Used, from: u64) -> Value {
     let mut line = sums(&used.sums);
     line["from"] = (used.from.max(from) * 1000).into();
-    if let Some(id) = &used.token {
+    if let Some(id) = used.token.as_deref().filter(|id| !id.is_empty()) {
         line["token"] = json!({"id": id, "label": used.label});
     }
     line["bridge"] = json!({"id": used.bridge, "name": used.bridge_name});
@@ -126,14 +130,15 @@ fn line(used: &Used, from: u64) -> Value {
     line
 }
 
-/// What the user calls the bridge; none for one that is forgotten, or not shared with the user any more.
-fn bridge_name(used: &Used, user: &str, view: &View) -> Option<String> {
-    let (owner, name) = (used.owner.clone()?, used.bridge_name.clone()?);
-    if owner == user {
-        return Some(name);
-    }
-    view.covers(&owner, &used.bridge)
-        .then(|| Address { owner, name }.to_string())
+/// The bridge as the user knows it: id and name of one of the user's own, the name of one that is shared with the user.
+fn bridge(used: &Used, user: &str, view: &View) -> Value {
+    let is_own = used.owner.as_deref() == Some(user);
+    let name = match (used.owner.clone(), used.bridge_name.clone()) {
+        (_, name) if is_own => name,
+        (Some(owner), Some(name)) if view.covers(&owner, &used.bridge) => Some(Address { owner, name }.to_string()),
+        _ => None,
+    };
+    json!({"id": is_own.then_some(&used.bridge), "name": name})
 }
 
 fn sums(sums: &Sums) -> Value {

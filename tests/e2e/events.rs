@@ -24,7 +24,7 @@ pub(crate) struct Ear {
     read: String,
     pub(crate) bridges: BTreeMap<String, Value>,
     /// Lines that told of bridges.
-    lines: usize,
+    pub(crate) lines: usize,
 }
 
 impl Ear {
@@ -76,7 +76,7 @@ impl Ear {
     }
 
     /// Listens until it knows this.
-    async fn knows(&mut self, what: &str, condition: impl Fn(&BTreeMap<String, Value>) -> bool) {
+    pub(crate) async fn knows(&mut self, what: &str, condition: impl Fn(&BTreeMap<String, Value>) -> bool) {
         within(what, async {
             while !condition(&self.bridges) {
                 assert!(self.hear().await, "the end came before {what}");
@@ -215,7 +215,8 @@ async fn events_end_with_the_token_and_with_the_relay() {
 async fn who_reads_nothing_is_told_all_of_it_later_in_one_line() {
     let relay = TestRelay::start().await;
     let upstream = Upstream::scripted().await;
-    let mut slow = Ear::of(Caller::connect_http2(relay.address, &relay.token("ann")).await).await;
+    let narrow = Caller::connect_http2_narrow(relay.address, &relay.token("ann"), 256).await;
+    let mut slow = Ear::of(narrow).await;
     let mut quick = ear(&relay, "ann").await;
     for number in 0..3 {
         let name = format!("box-{number}");
@@ -230,6 +231,8 @@ async fn who_reads_nothing_is_told_all_of_it_later_in_one_line() {
         .await;
     slow.knows("the last one", |bridges| bridges.contains_key("last")).await;
     assert_eq!(slow.bridges.len(), 1);
+    // The first two, what was made before that, and one for all the rest.
+    assert!(slow.lines <= 5 && quick.lines >= 8, "{} of {}", slow.lines, quick.lines);
 }
 
 #[tokio::test]

@@ -1,8 +1,10 @@
 //! Events at a relay that keeps accounts: they end with what opened them, and a key that is limited hears of its own bridge only.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use http::Response;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 use tunnel::bridge::config::TokenSource;
 use tunnel::token::Secret;
@@ -11,8 +13,11 @@ use tunnel::transport::full;
 use crate::events::Ear;
 use crate::harness::accounts::{Database, Site, id_of};
 use crate::harness::bridge::Transport;
-use crate::harness::{TestBridge, Upstream, json, on_each_transport, within};
+use crate::harness::{TestBridge, Upstream, json as read_json, on_each_transport, within};
+use crate::sharing;
 
+/// What others call the desktop `box` of the user `auth0|1`.
+const ADDRESS: &str = "auth0%7C1/box";
 /// What a relay that runs may take to notice.
 const NOTICED: Duration = Duration::from_secs(1);
 
@@ -32,9 +37,9 @@ on_each_transport! {
         let token = site.token("ann").await;
         let key = site.output(&["key", "add", "--user", "ann", "--bridge", "laptop"]).await;
         within("the key", async { while site.status(&key).await == 401 {} }).await;
-        let me = json(site.caller(&key).await.get("/-/me").await).await;
+        let me = read_json(site.caller(&key).await.get("/-/me").await).await;
         assert_eq!((&me["kind"], &me["bridge"], &me["accounts"]), (&"key".into(), &"laptop".into(), &true.into()));
-        assert_eq!(me["scopes"], serde_json::json!(["api"]));
+        assert_eq!(me["scopes"], json!(["api"]));
 
         let mut limited = Ear::of(site.caller(&key).await).await;
         let mut all = Ear::of(site.caller(&token).await).await;
@@ -61,5 +66,38 @@ on_each_transport! {
         let revoked = Instant::now();
         all.end().await;
         assert!(revoked.elapsed() < NOTICED, "{:?}", revoked.elapsed());
+    }
+
+    async fn what_is_shared_is_told_until_it_is_taken_back_and_to_nobody_else(transport: Transport) {
+        let site = sharing::site(Database::Sqlite).await;
+        let _relay = site.relay().await;
+        let (ann, bob, carl) = (site.token("auth0|1").await, site.token("bob").await, site.token("carl").await);
+        let key = site.output(&["key", "add", "--user", "bob", "--bridge", "laptop"]).await;
+        site.answered(&key, 503).await;
+        let upstream = Upstream::serving(|_| async { Response::new(full("served")) }).await;
+        let _box = bridge(&site, "box", &ann, &upstream, transport).await;
+        let mut friend = Ear::of(site.caller(&bob).await).await;
+        let mut limited = Ear::of(site.caller(&key).await).await;
+        let mut stranger = Ear::of(site.caller(&carl).await).await;
+        sharing::reaches(&site, &ann, "/api/tags", "served").await;
+        let manager = sharing::manager(&site, "auth0|1").await;
+        let id = sharing::share(&site, &manager, "box", "user:bob").await;
+        friend.knows("what is shared", |bridges| bridges.contains_key(ADDRESS)).await;
+        let told = &friend.bridges[ADDRESS];
+        for (field, value) in [("address", json!(ADDRESS)), ("name", json!("box")), ("owner", json!("auth0|1")), ("id", Value::Null)] {
+            assert_eq!(told[field], value, "{field}");
+        }
+        assert_eq!(sharing::unshare(&site, &manager, &id).await, 204);
+        let taken_back = Instant::now();
+        friend.knows("the end of it", BTreeMap::is_empty).await;
+        // One look a second, and the way of the line.
+        assert!(taken_back.elapsed() < 2 * NOTICED, "{:?}", taken_back.elapsed());
+        // What these hear next is of their own, and of nothing else before it.
+        let _den = bridge(&site, "den", &carl, &upstream, transport).await;
+        let _laptop = bridge(&site, "laptop", &bob, &upstream, transport).await;
+        for (ear, own) in [(&mut limited, "laptop"), (&mut stranger, "den")] {
+            ear.knows(own, |bridges| bridges.contains_key(own)).await;
+            assert_eq!((ear.bridges.len(), ear.lines), (1, 2), "{:?}", ear.bridges);
+        }
     }
 }

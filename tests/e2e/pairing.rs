@@ -14,7 +14,8 @@ use crate::harness::{Upstream, json as read_json, on_each_transport, within};
 
 async fn claim(site: &Site, code: &str) -> (u16, serde_json::Value) {
     let body = json!({"code": code}).to_string();
-    let response = site.caller("").await.post("/-/pair/claim", body).await;
+    let mut caller = site.caller("").await;
+    let response = caller.post("/-/pair/claim", body).await;
     (response.status().as_u16(), read_json(response).await)
 }
 

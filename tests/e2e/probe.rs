@@ -75,7 +75,7 @@ async fn several_probes_at_once_do_not_collide_and_leave_nothing_behind() {
     }
     let mut caller = Caller::connect(relay.address, &relay.token("ann")).await;
     let list = json(caller.get("/api/bridge").await).await;
-    assert_eq!(list, serde_json::json!({"bridges": []}));
+    assert_eq!(list, serde_json::json!({"bridges": [], "shared": []}));
     let answer = caller.post("/api/chat", "{}").await;
     assert_eq!(answer.headers()["tunnel-error"], "no_bridge");
 }
@@ -88,7 +88,7 @@ async fn a_probe_that_is_stopped_leaves_nothing_behind_and_takes_nobodys_request
     until("both bridges of the probe", || of_probes(&relay, &front) == 2).await;
     let mut caller = Caller::connect(relay.address, &relay.token("ann")).await;
     let list = json(caller.get("/api/bridge").await).await;
-    assert_eq!(list, serde_json::json!({"bridges": []}));
+    assert_eq!(list, serde_json::json!({"bridges": [], "shared": []}));
     let answer = caller.post("/api/chat", "{}").await;
     assert_eq!(answer.headers()["tunnel-error"], "no_bridge");
     let began = Instant::now();

@@ -139,7 +139,7 @@ async fn what_cannot_be_read_again_stays_as_it_was() {
     assert!(line.contains("shorter than 32"), "{line}");
     relay.error_line("what=\"log level\"").await;
     let list = Caller::connect(address, &token).await.get("/api/bridge").await;
-    assert_eq!(text(list).await, r#"{"bridges":[]}"#);
+    assert_eq!(text(list).await, r#"{"bridges":[],"shared":[]}"#);
     relay.error_line("DEBUG").await;
 
     fs::write(&level, "loud").unwrap();

@@ -57,7 +57,9 @@ async fn asked(site: &Site, credential: &str, path: &str, bridge: Option<&str>) 
     if let Some(bridge) = bridge {
         request.headers_mut().insert("tunnel-bridge", bridge.parse().unwrap());
     }
-    let response = site.caller(credential).await.send(request).await;
+    // Whoever drops it before the body is here gets no whole one.
+    let mut caller = site.caller(credential).await;
+    let response = caller.send(request).await;
     (response.status().as_u16(), text(response).await)
 }
 
@@ -74,7 +76,16 @@ pub(crate) async fn reaches(site: &Site, credential: &str, path: &str, expected:
 /// Waits until there is no bridge for the caller there.
 pub(crate) async fn reaches_none(site: &Site, credential: &str, path: &str) {
     within("an answer that there is none", async {
-        while asked(site, credential, path, None).await.0 != 503 {
+        loop {
+            let mut caller = site.caller(credential).await;
+            let response = caller.get(path).await;
+            if response
+                .headers()
+                .get("tunnel-error")
+                .is_some_and(|code| code == "no_bridge")
+            {
+                return;
+            }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })
@@ -84,7 +95,8 @@ pub(crate) async fn reaches_none(site: &Site, credential: &str, path: &str) {
 async fn send(site: &Site, credential: &str, method: Method, path: &str, body: Value) -> (u16, Value) {
     let mut request = Request::new(full(body.to_string()));
     (*request.method_mut(), *request.uri_mut()) = (method, path.parse().unwrap());
-    let response = site.caller(credential).await.send(request).await;
+    let mut caller = site.caller(credential).await;
+    let response = caller.send(request).await;
     let status = response.status().as_u16();
     (
         status,
@@ -92,12 +104,12 @@ async fn send(site: &Site, credential: &str, method: Method, path: &str, body: V
     )
 }
 
-async fn manager(site: &Site, user: &str) -> String {
+pub(crate) async fn manager(site: &Site, user: &str) -> String {
     site.output(&["token", "--user", user, "--scope", "manage"]).await
 }
 
 /// Shares a bridge; the share's id.
-async fn share(site: &Site, manager: &str, bridge: &str, with: &str) -> String {
+pub(crate) async fn share(site: &Site, manager: &str, bridge: &str, with: &str) -> String {
     let wish = json!({"bridge": bridge, "with": with});
     let (status, share) = send(site, manager, Method::POST, "/-/shares", wish).await;
     assert_eq!(status, 201, "{share}");
@@ -151,7 +163,7 @@ async fn cut_while_it_waits(site: &Site, upstream: &Upstream, manager: &str, cre
     call.abandoned().await;
 }
 
-async fn unshare(site: &Site, manager: &str, id: &str) -> u16 {
+pub(crate) async fn unshare(site: &Site, manager: &str, id: &str) -> u16 {
     send(site, manager, Method::DELETE, &format!("/-/shares/{id}"), Value::Null)
         .await
         .0
@@ -339,7 +351,16 @@ async fn usage_is_counted_for_who_calls_and_told_to_the_owner_by_user() {
         assert!(on_box["usage"][1]["token"].is_null(), "{on_box}");
         assert_eq!(of(&bob, "/api/bridge/usage?of=bridges").await["total"]["exchanges"], 0);
         let line = async || of(&bob, "/api/bridge/usage").await["usage"][0].clone();
-        assert_eq!(line().await["bridge"]["name"], "ann/box");
+        assert_eq!(line().await["bridge"], json!({"id": null, "name": "ann/box"}));
+        let own = of(&ann, "/api/bridge/usage").await["usage"][0]["bridge"].clone();
+        assert!(own["id"].is_string() && own["name"] == "box", "{own}");
+        let key = site.output(&["key", "add", "--user", "ann"]).await;
+        let bridge = site.output(&["token", "--user", "ann", "--scope", "bridge"]).await;
+        reaches(&site, &key, "/api/tags", "box").await;
+        for credential in [&key, &bridge] {
+            let path = "/api/bridge/usage?of=bridges";
+            assert_eq!(send(&site, credential, Method::GET, path, Value::Null).await.0, 403);
+        }
         assert_eq!(unshare(&site, &manager, &id).await, 204);
         reaches_none(&site, &bob, "/api/tags").await;
         assert_eq!(line().await["bridge"]["name"], Value::Null);
@@ -366,7 +387,8 @@ async fn the_operator_shares_by_names_that_need_escapes() {
         })
         .await;
         let address = format!("{owner}/box");
-        site.output(&["share", &address, "--with", "bob"]).await;
+        let shared = site.run(&["share", &address, "--with", "bob"]).await;
+        assert!(shared.code == Some(0), "{}", shared.errors);
         let path = format!("/b/{written}/box/api/tags");
         reaches(&site, &bob, &path, "box").await;
         let named = format!("{written}/box");
@@ -388,12 +410,17 @@ async fn the_operator_shares_by_names_that_need_escapes() {
             again.errors
         );
     }
-    let several = site.run(&["share", "box", "--with", "all"]).await;
-    assert!(
-        several.code == Some(2) && several.errors.contains("USER/NAME"),
-        "{}",
-        several.errors
-    );
+    for (arguments, told) in [
+        (["share", "box", "--with", "all"], "USER/NAME"),
+        (["share", "a%2Fb/box", "--with", "groups:staff"], "group:NAME"),
+    ] {
+        let refused = site.run(&arguments).await;
+        assert!(
+            refused.code == Some(2) && refused.errors.contains(told),
+            "{}",
+            refused.errors
+        );
+    }
 }
 
 #[tokio::test]

@@ -33,7 +33,7 @@ pub fn groups<'a>(names: impl Iterator<Item = &'a str>) -> Groups {
 }
 
 /// With whom a bridge is shared.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum With {
     /// This user.
     User(Box<str>),
@@ -90,15 +90,31 @@ impl fmt::Display for With {
     }
 }
 
-/// All shares.
+/// All shares, by the owner and then by the id of the bridge.
 #[derive(Debug, Default)]
-pub struct Shares {
-    with: HashMap<With, Vec<Shared>>,
-    bridges: HashMap<Arc<str>, HashSet<With>>,
+pub struct Shares(HashMap<Arc<str>, HashMap<Arc<str>, Whom>>);
+
+/// All with whom one bridge is shared.
+#[derive(Debug, Default)]
+struct Whom {
+    users: HashSet<Box<str>>,
+    groups: HashSet<Box<str>>,
+    all: bool,
+}
+
+/// By what a bridge is shared with a caller; what is meant for the caller more than for others comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Nearness {
+    /// By the caller's name.
+    User,
+    /// By a group of the caller.
+    Group,
+    /// It is shared with all.
+    All,
 }
 
 /// A bridge that is shared.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shared {
     /// Whose it is.
     pub owner: Arc<str>,
@@ -109,10 +125,13 @@ pub struct Shared {
 impl FromIterator<(Shared, With)> for Shares {
     fn from_iter<T: IntoIterator<Item = (Shared, With)>>(shares: T) -> Self {
         let mut all = Self::default();
-        for (shared, with) in shares {
-            let bridge = Arc::clone(&shared.bridge);
-            all.bridges.entry(bridge).or_default().insert(with.clone());
-            all.with.entry(with).or_default().push(shared);
+        for (Shared { owner, bridge }, with) in shares {
+            let whom = all.0.entry(owner).or_default().entry(bridge).or_default();
+            match with {
+                With::User(name) => drop(whom.users.insert(name)),
+                With::Group(name) => drop(whom.groups.insert(name)),
+                With::All => whom.all = true,
+            }
         }
         all
     }
@@ -142,40 +161,52 @@ pub struct View {
     shares: Arc<Shares>,
     denials: Option<Arc<Denials>>,
     user: Arc<str>,
-    /// All that the caller is.
-    names: Vec<With>,
+    groups: Option<Groups>,
+    /// A key for one bridge reaches none of others.
+    is_limited: bool,
 }
 
 impl View {
     pub(super) fn new(rules: &Rules, identity: &Identity) -> Self {
-        let groups = identity
-            .groups
-            .as_ref()
-            .or_else(|| rules.memberships.of(&identity.user));
-        let groups = groups.into_iter().flat_map(|groups| groups.iter());
-        let is_limited = identity.bridge.is_some();
-        let names = [With::All, With::User((&*identity.user).into())]
-            .into_iter()
-            .chain(groups.map(|group| With::Group(group.clone())));
+        let groups = identity.groups.as_ref();
         Self {
             shares: Arc::clone(&rules.shares),
             denials: rules.denials.clone(),
             user: Arc::clone(&identity.user),
-            // A key for one bridge reaches none of others.
-            names: names.filter(|_| !is_limited).collect(),
+            groups: groups.or_else(|| rules.memberships.of(&identity.user)).cloned(),
+            is_limited: identity.bridge.is_some(),
         }
     }
 
     /// Whether this bridge of that owner is shared with the caller.
     pub fn covers(&self, owner: &str, bridge: &str) -> bool {
-        let with = self.shares.bridges.get(bridge);
-        self.counts(owner) && with.is_some_and(|with| self.names.iter().any(|name| with.contains(name)))
+        self.nearness(owner, bridge).is_some()
     }
 
-    /// All bridges that are; one may come twice.
-    pub fn bridges(&self) -> impl Iterator<Item = &Shared> {
-        let shared = self.names.iter().filter_map(|name| self.shares.with.get(name));
-        shared.flatten().filter(|shared| self.counts(&shared.owner))
+    /// By what this bridge of that owner is shared with the caller, if it is.
+    pub fn nearness(&self, owner: &str, bridge: &str) -> Option<Nearness> {
+        let whom = self.shares.0.get(owner)?.get(bridge)?;
+        if self.is_limited || !self.counts(owner) {
+            return None;
+        }
+        let mut groups = self.groups.iter().flat_map(|groups| groups.iter());
+        if whom.users.contains(&*self.user) {
+            Some(Nearness::User)
+        } else if groups.any(|group| whom.groups.contains(group)) {
+            Some(Nearness::Group)
+        } else {
+            whom.all.then_some(Nearness::All)
+        }
+    }
+
+    /// All who share anything with anybody.
+    pub fn owners(&self) -> impl ExactSizeIterator<Item = &Arc<str>> {
+        self.shares.0.keys()
+    }
+
+    /// Whether this is one of them.
+    pub fn is_owner(&self, user: &str) -> bool {
+        self.shares.0.contains_key(user)
     }
 
     /// An owner who is not let in shares nothing, and nobody anything with themselves.
@@ -186,14 +217,6 @@ impl View {
 }
 
 impl Tokens {
-    /// Lets callers reach what is shared with them from now on, and nothing else of others.
-    pub fn share(&self, shares: Shares, memberships: Memberships) {
-        self.rules.send_modify(|rules| {
-            rules.shares = Arc::new(shares);
-            rules.memberships = Arc::new(memberships);
-        });
-    }
-
     /// What others share with the caller.
     pub fn shared_with(&self, identity: &Identity) -> View {
         View::new(&self.rules.borrow(), identity)
@@ -219,7 +242,12 @@ impl Tokens {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
+    use crate::relay::auth::Scopes;
+    use crate::relay::auth::caller_keys::CallerKeys;
+    use crate::relay::auth::denials::Removal;
 
     #[test]
     fn with_whom_is_read_as_it_is_written() {
@@ -244,5 +272,45 @@ mod tests {
             *groups([long.as_str(), "b", "", "a", "b"].into_iter()),
             ["a".into(), "b".into()]
         );
+    }
+
+    #[test]
+    fn what_is_shared_by_name_is_nearer_and_a_disabled_owner_shares_nothing() {
+        let tokens = Tokens::new(&[0; 32]);
+        let shared = |bridge: &str, with: With| {
+            let (owner, bridge) = ("ann".into(), bridge.into());
+            (Shared { owner, bridge }, with)
+        };
+        let both = [With::All, With::User("bob".into())].map(|with| shared("named", with));
+        let staff = shared("staff", With::Group("staff".into()));
+        let shares = [staff, shared("open", With::All)].into_iter().chain(both).collect();
+        let said = [("bob".into(), (groups(["staff"].into_iter()), now()))]
+            .into_iter()
+            .collect();
+        tokens.follow(CallerKeys::default(), shares, said, Denials::default());
+        let view = |user: &str, only: Option<&str>| {
+            let token = tokens.issue(user, Scopes::parse(None), None).unwrap();
+            let identity = tokens.identify(token.expose()).now_or_never().unwrap().unwrap();
+            let bridge = only.map(Into::into);
+            tokens.shared_with(&Identity { bridge, ..identity })
+        };
+        let near = |view: &View| ["named", "staff", "open", "other"].map(|bridge| view.nearness("ann", bridge));
+        let (user, group, all) = (Some(Nearness::User), Some(Nearness::Group), Some(Nearness::All));
+        assert_eq!(near(&view("bob", None)), [user, group, all, None]);
+        assert_eq!(near(&view("carl", None)), [all, None, all, None]);
+        for view in [view("ann", None), view("bob", Some("den"))] {
+            assert_eq!(near(&view), [None; 4]);
+        }
+        let is_disabled = |disabled| {
+            let removal = Removal {
+                disabled,
+                deleted: None,
+            };
+            Denials::new(HashSet::new(), [("ann".into(), removal)].into_iter().collect())
+        };
+        for disabled in [true, false] {
+            tokens.deny(Some(is_disabled(disabled)));
+            assert_eq!(view("bob", None).covers("ann", "named"), !disabled);
+        }
     }
 }

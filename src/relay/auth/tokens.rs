@@ -8,6 +8,7 @@ mod tests;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
+use std::mem::swap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -178,6 +179,20 @@ impl Tokens {
     /// Accepts these keys for callers from now on, and no others.
     pub fn accept_keys(&self, keys: CallerKeys) {
         self.rules.send_modify(|rules| rules.callers = Arc::new(keys));
+    }
+
+    /// From this moment on all at once: accepts these keys and no others, lets callers reach what is shared with them and nothing
+    /// else of others, and denies these.
+    pub fn follow(&self, keys: CallerKeys, shares: Shares, memberships: Memberships, denials: Denials) {
+        let (mut callers, mut shares) = (Arc::new(keys), Arc::new(shares));
+        let (mut memberships, mut denials) = (Arc::new(memberships), Some(Arc::new(denials)));
+        // What was there before may be large: it ends after this, while nobody waits for the rules.
+        self.rules.send_modify(|rules| {
+            swap(&mut rules.callers, &mut callers);
+            swap(&mut rules.shares, &mut shares);
+            swap(&mut rules.memberships, &mut memberships);
+            swap(&mut rules.denials, &mut denials);
+        });
     }
 
     /// Whether a credential that was verified is still accepted.

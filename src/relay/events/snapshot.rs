@@ -1,5 +1,5 @@
-//! The bridges that somebody sees at one moment, and what is different from an earlier one. What did not change is shared with the snapshot before,
-//! and what did is written down once for all who listen.
+//! The bridges that somebody sees at one moment, and what is different from an earlier one. What did not change is shared with
+//! the snapshot before, and what did is written down once for all who listen.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

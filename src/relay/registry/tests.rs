@@ -1,9 +1,15 @@
 //! Who is there, who gets a request, and who is waited for.
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
 
 use super::*;
+use crate::relay::auth::Scopes;
+use crate::relay::auth::caller_keys::CallerKeys;
+use crate::relay::auth::denials::Denials;
+use crate::relay::auth::shares::{Memberships, Shared, With};
+use crate::relay::auth::tokens::Tokens;
 use crate::transport::{Body, Exchange, ExchangeError};
 
 /// A link that carries nothing.
@@ -104,33 +110,98 @@ async fn names_stay_short_and_are_given_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bridge_that_is_leaving_or_just_left_is_waited_for_and_a_stranger_is_not() {
-    let registry = Arc::new(Registry::new(4));
-    let user: Arc<str> = "ann".into();
-    // Past the time in which everybody may come back after a start.
-    tokio::time::advance(EXPECTED_BACK * 2).await;
-    let deadline = || Instant::now() + Duration::from_secs(10);
-    assert!(registry.await_bridge(&user, None, deadline()).await.is_none());
+async fn a_bridge_that_is_leaving_or_just_left_is_expected_and_a_stranger_is_not() {
+    let registry = Registry::new(4);
+    let is_expected = |name| matches!(registry.own("ann", name), Choice::Expected);
+    let is_absent = |name| matches!(registry.own("ann", name), Choice::Absent);
+    assert!(is_absent("box"));
     let leaving = insert(&registry, identity("b", "1", "box"));
     leaving.retire();
-    for left in [false, true] {
-        if left {
-            registry.remove(&leaving);
-        }
-        let later = Arc::clone(&registry);
-        let back = tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            insert(&later, identity("b", "2", "box"))
-        });
-        let found = registry.await_bridge(&user, Some("box"), deadline()).await.unwrap();
-        assert_eq!(found.connection_id, back.await.unwrap().connection_id);
-        assert!(registry.await_bridge(&user, Some("other"), deadline()).await.is_none());
-        found.link().end(Ending::Done);
-        registry.remove(&found);
-    }
-    tokio::time::advance(EXPECTED_BACK * 2).await;
+    assert!(is_expected("box") && is_absent("other"));
     registry.remove(&leaving);
+    assert!(is_expected("box") && is_absent("other"));
+    let change = registry.changed();
+    let back = insert(&registry, identity("b", "2", "box"));
+    change.await;
+    assert!(matches!(registry.own("ann", "box"), Choice::Here(found) if found.connection_id == back.connection_id));
+    registry.remove(&back);
     tokio::time::advance(EXPECTED_BACK * 2).await;
+    assert!(is_absent("box"));
     registry.sweep();
     assert!(registry.lock().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_bridge_did_outlasts_a_sweep_for_an_hour_and_no_longer() {
+    let registry = Registry::new(4);
+    let session = insert(&registry, identity("b", "1", "box"));
+    let exchanges = 1;
+    session.last_hour.add(last_hour::Done {
+        exchanges,
+        ..Default::default()
+    });
+    registry.remove(&session);
+    tokio::time::advance(Duration::from_secs(50 * 60)).await;
+    registry.sweep();
+    let back = insert(&registry, identity("b", "2", "box"));
+    assert_eq!(back.last_hour.sum().exchanges, exchanges);
+    registry.remove(&back);
+    tokio::time::advance(Duration::from_secs(50 * 60)).await;
+    registry.sweep();
+    assert!(registry.lock().is_empty());
+}
+
+/// The bridges in the order in which a caller with this user's name gets them, by their ids, and the one that gets work.
+fn shared(registry: &Registry, shares: &[(&str, &str, With)], user: &str) -> (Vec<String>, Option<String>) {
+    let tokens = Tokens::new(&[0; 32]);
+    let all = shares.iter().map(|(owner, bridge, with)| {
+        let (owner, bridge) = ((*owner).into(), (*bridge).into());
+        (Shared { owner, bridge }, with.clone())
+    });
+    tokens.follow(
+        CallerKeys::default(),
+        all.collect(),
+        Memberships::default(),
+        Denials::default(),
+    );
+    let token = tokens.issue(user, Scopes::parse(None), None).unwrap();
+    let identity = tokens.identify(token.expose()).now_or_never().unwrap().unwrap();
+    let view = tokens.shared_with(&identity);
+    let id = |session: Arc<Session>| session.identity.bridge_id.to_string();
+    let first = match registry.any(user, &view) {
+        Choice::Here(session) => Some(id(session)),
+        Choice::Expected | Choice::Absent => None,
+    };
+    (registry.shared(&view).into_iter().map(id).collect(), first)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_shared_by_name_goes_first_and_no_owner_fills_the_list() {
+    let registry = Registry::new(400);
+    let of = |owner: &str, id: &str, priority| Identity {
+        user: owner.into(),
+        priority,
+        ..identity(id, "1", id)
+    };
+    let to_bob = || With::User("bob".into());
+    let mut shares = vec![("ann", "mine", to_bob()), ("ann", "other", to_bob())];
+    let many: Vec<String> = (0..300).map(|number| format!("open-{number}")).collect();
+    for id in &many {
+        insert(&registry, of("carl", id, 99));
+        shares.push(("carl", id, With::All));
+    }
+    insert(&registry, of("ann", "mine", 0));
+    insert(&registry, of("ann", "other", 1));
+    insert(&registry, of("dora", "hers", 0));
+    shares.push(("dora", "hers", With::All));
+    let (listed, first) = shared(&registry, &shares, "bob");
+    assert_eq!(listed[..2], ["other", "mine"]);
+    assert_eq!((first.as_deref(), listed.len()), (Some("other"), 35));
+    assert_eq!(listed.last().map(String::as_str), Some("hers"));
+    // One of his own goes before them all, also while it is expected back.
+    let own = insert(&registry, of("bob", "own", 0));
+    assert_eq!(shared(&registry, &shares, "bob").1.as_deref(), Some("own"));
+    registry.remove(&own);
+    assert_eq!(shared(&registry, &shares, "bob").1, None);
+    assert_eq!(shared(&registry, &[], "eve"), (vec![], None));
 }

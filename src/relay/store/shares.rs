@@ -29,12 +29,14 @@ const ALL: &str = "SELECT owner, bridge_id, kind, name FROM shares ORDER BY sinc
 // Nobody looks at them where no share names a group.
 const MEMBERSHIPS: &str = "SELECT user_name, group_names, said FROM memberships \
     WHERE said > $1 AND EXISTS (SELECT 1 FROM shares WHERE kind = 'group')";
-const TOUCH_IF_OTHERS: &str = "UPDATE revision SET number = number + 1 WHERE one = 1 AND NOT EXISTS (SELECT 1 FROM memberships \
+const TOUCH_IF_OTHERS: &str = "UPDATE revision SET number = number + 1 \
+    WHERE one = 1 AND EXISTS (SELECT 1 FROM shares WHERE kind = 'group') AND NOT EXISTS (SELECT 1 FROM memberships \
     WHERE user_name = $1 AND (said >= $2 OR (group_names = $3 AND said > $4)))";
 const SAY: &str = "INSERT INTO memberships (user_name, group_names, said) \
     SELECT CAST($1 AS text), CAST($2 AS text), CAST($3 AS bigint) \
     WHERE NOT EXISTS (SELECT 1 FROM users WHERE name = $1 AND deleted >= $3) \
-    ON CONFLICT (user_name) DO UPDATE SET group_names = excluded.group_names, said = excluded.said WHERE memberships.said < excluded.said";
+    ON CONFLICT (user_name) DO UPDATE SET group_names = excluded.group_names, said = excluded.said \
+    WHERE memberships.said < excluded.said";
 pub(super) const DELETE_OF_OWNER: &str = "DELETE FROM shares WHERE owner = $1";
 pub(super) const DELETE_WITH_USER: &str = "DELETE FROM shares WHERE kind = 'user' AND name = $1";
 pub(super) const DELETE_MEMBERSHIP: &str = "DELETE FROM memberships WHERE user_name = $1";
@@ -153,7 +155,7 @@ impl Store {
     }
 }
 
-/// What is written of groups, those of the newest word of each user; relays are told if it is another word.
+/// What is written of groups, those of the newest word of each user; relays are told if it is another word and a share names a group.
 pub(super) fn say(memberships: &[Membership]) -> Vec<Statement> {
     let mut sorted: Vec<_> = memberships.iter().collect();
     sorted.sort_by(|one, other| one.user.cmp(&other.user));

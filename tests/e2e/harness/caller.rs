@@ -90,13 +90,26 @@ impl Caller {
         Self::http2(stream, address.to_string(), token).await
     }
 
+    /// The same, with room for so many octets of an answer that is not read.
+    pub(crate) async fn connect_http2_narrow(address: SocketAddr, token: &str, room: u32) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let mut settings = http2::Builder::new(TokioExecutor::new());
+        settings.initial_stream_window_size(room);
+        Self::http2_with(settings, stream, address.to_string(), token).await
+    }
+
     async fn http2<S>(stream: S, host: String, token: &str) -> Self
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-            .await
-            .unwrap();
+        Self::http2_with(http2::Builder::new(TokioExecutor::new()), stream, host, token).await
+    }
+
+    async fn http2_with<S>(settings: http2::Builder<TokioExecutor>, stream: S, host: String, token: &str) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (sender, connection) = settings.handshake(TokioIo::new(stream)).await.unwrap();
         let connection = tokio::spawn(async move { drop(connection.await) }).abort_handle();
         Self {
             host,
