@@ -107,7 +107,20 @@ fn give_to_owner(_: &fs::Metadata, _: &fs::File) -> io::Result<()> {
 /// # Errors
 /// The system's.
 pub fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    make_beside(path, content, |fresh| fs::rename(fresh, path))
+    make_beside(path, content, |fresh| fs::rename(fresh, path))?;
+    // Where a folder cannot be synced, it is as safe as the system makes it.
+    let _ = sync_folder_of(path);
+    Ok(())
+}
+
+#[cfg(unix)]
+fn sync_folder_of(path: &Path) -> io::Result<()> {
+    fs::File::open(folder_of(path))?.sync_all()
+}
+
+#[cfg(not(unix))]
+fn sync_folder_of(_: &Path) -> io::Result<()> {
+    Ok(())
 }
 
 /// Takes a lock that one process has at a time, and that ends with the file that is returned; none while another one has it. Where a

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use super::choice::{Choice, Transport};
 use super::network::{Change, Network};
 use super::status::Phase;
-use super::uplink::Uplink;
+use super::uplink::{Fresh, Uplink};
 use super::{Attempt, Bridge, Failed, REFUSED_FOR, Stopped};
 use crate::token::Secret;
 use crate::transport::attach::ConnectError;
@@ -23,6 +23,7 @@ impl Bridge {
     /// One try to connect.
     pub(super) async fn connect_once(&mut self) -> Result<Uplink, Failed> {
         let token = self.credential.ready(&self.connector.dialer).await?;
+        self.show(&token);
         let connected = match self.choice.first() {
             Transport::Ws => self.ws_first(token).await,
             Transport::Poll => self.poll_first(token).await,
@@ -31,6 +32,15 @@ impl Bridge {
             self.pace.not_reached();
         }
         Ok(connected?)
+    }
+
+    /// Shows another token to the links there are; those that were left finish what they have for as long as there is one.
+    pub(super) fn show(&mut self, token: &Secret) {
+        if self.shown.as_ref() != Some(token) {
+            let links = self.current.iter().chain(&self.older);
+            links.for_each(|link| link.show_token(token.clone()));
+            self.shown = Some(token.clone());
+        }
     }
 
     async fn ws_first(&mut self, token: Secret) -> Result<Uplink, ConnectError> {
@@ -136,6 +146,31 @@ impl Bridge {
                 Ok(uplink)
             }
             None => Err(ConnectError::Broken("the older link ended meanwhile".to_owned())),
+        }
+    }
+
+    /// Begins to try WebSocket beside polling.
+    pub(super) fn try_ws(&mut self) -> Option<Attempt> {
+        let token = self.credential.read().ok()?;
+        self.show(&token);
+        tracing::debug!("trying WebSocket again");
+        Some(self.connector.ws(token, self.pace.current(), Arc::default()))
+    }
+
+    /// What to think of it; the link, if there is one.
+    pub(super) fn judge_attempt(&mut self, outcome: Result<Fresh, ConnectError>) -> Option<Fresh> {
+        match outcome {
+            Ok(fresh) => {
+                tracing::info!("WebSocket works now");
+                Some(fresh)
+            }
+            Err(error) => {
+                tracing::debug!("WebSocket does not work yet: {error}");
+                if error.is_of_transport() {
+                    self.choice.ws_failed(error.why_not_websocket(), jitter);
+                }
+                None
+            }
         }
     }
 

@@ -1,32 +1,29 @@
 //! The bridge's token: read at each connect, renewed in time, its end announced. The relay renews its own tokens; one of a provider
-//! is refreshed there, as [`login`] does it.
+//! is refreshed there: [`sign_in`].
+
+mod sign_in;
 
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::header::{AUTHORIZATION, HOST};
 use http::{Request, StatusCode};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::config::TokenSource;
-use super::login::{self, Login, LoginError};
+use super::login::{Login, LoginError, Refreshing};
 use crate::files;
 use crate::token::{Claims, Secret, span};
 use crate::transport::dial::{Dialer, RelayUrl};
 use crate::transport::http1::{self, Connection};
-use crate::transport::issuer::FetchError;
 use crate::transport::{collect, empty};
 
 /// Before its end, a token that could not be renewed is announced.
 const ANNOUNCED: Duration = Duration::from_secs(14 * 24 * 3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// Between two renewals at the relay, and after one that failed.
+/// Between two renewals at the relay, or two looks into a file, and after a renewal that failed.
 const PAUSE: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(600);
-/// The same at a provider, whose tokens may live for minutes.
-const LOGIN_PAUSE: Duration = Duration::from_secs(1);
-const LOGIN_RETRY: Duration = Duration::from_secs(30);
 /// How long the relay may take to renew.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -65,11 +62,13 @@ pub struct Credential {
     /// The sign-in that it came of.
     login: Option<Login>,
     /// A refresh under way. It is not left halfway, whatever else happens: its answer must be kept.
-    refreshing: Option<JoinHandle<Result<Login, LoginError>>>,
+    refreshing: Option<Refreshing>,
     /// What the relay gave since, where the source could not keep it.
     renewed: Option<Secret>,
     /// The token that the relay did not take.
     refused: Option<Secret>,
+    /// Another one was asked for since the relay last took one: once is enough.
+    refreshed_refused: bool,
     /// After a failure.
     next_try: Option<SystemTime>,
     /// Not before this, whatever the clock says: a desktop's clock may be hours off.
@@ -87,6 +86,7 @@ impl Credential {
             refreshing: None,
             renewed: None,
             refused: None,
+            refreshed_refused: false,
             next_try: None,
             not_before: None,
             announced: None,
@@ -103,13 +103,19 @@ impl Credential {
             return Ok(token);
         };
         let is_good = self.login.as_ref().is_some_and(|login| !login.has_ended());
-        if is_good && self.refused.as_ref() != Some(&token) {
+        let is_refused = self.refused.as_ref() == Some(&token) && !self.refreshed_refused;
+        if is_good && !is_refused {
             return Ok(token);
         }
-        match self.refresh(&path, dialer).await {
+        let refreshed = self.refresh(&path, dialer).await;
+        self.refreshed_refused |= is_refused;
+        match refreshed {
             Ok(fresh) => Ok(fresh),
             // Refused once, it may have been the relay that was not ready.
-            Err(_) if is_good => Ok(token),
+            Err(error) if is_good => {
+                tracing::warn!("{error}; the token that the relay refused is shown again");
+                Ok(token)
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -122,7 +128,10 @@ impl Credential {
         let fresh = match &self.source {
             TokenSource::Given(token) => token.clone(),
             TokenSource::File(path) => read_file(path)?,
-            TokenSource::Login(path) => self.login.insert(Login::read(path)?).token(),
+            TokenSource::Login(path) => {
+                let path = path.clone();
+                self.read_login(&path)?
+            }
         };
         if self.read.as_ref() != Some(&fresh) {
             self.renewed = None;
@@ -140,6 +149,11 @@ impl Credential {
         is_first && self.login.as_ref().is_some_and(Login::is_renewable)
     }
 
+    /// The relay took the token.
+    pub fn note_accepted(&mut self) {
+        (self.refused, self.refreshed_refused) = (None, false);
+    }
+
     fn current(&self) -> Option<&Secret> {
         self.renewed.as_ref().or(self.read.as_ref())
     }
@@ -149,6 +163,9 @@ impl Credential {
         loop {
             let now = SystemTime::now();
             self.announce(now);
+            if self.is_looked_after() {
+                return tokio::time::sleep_until(self.not_before.unwrap_or_else(Instant::now)).await;
+            }
             let Some(renewal) = self.renewal_time() else {
                 return std::future::pending().await;
             };
@@ -223,20 +240,7 @@ impl Credential {
     /// Has the token renewed and keeps it. Returns the fresh one if there is one.
     pub async fn renew(&mut self, dialer: &Dialer, relay: &RelayUrl) -> Option<Secret> {
         if let TokenSource::Login(path) = self.source.clone() {
-            // Whoever is connected was let in.
-            self.refused = None;
-            let is_first = self.next_try.is_none();
-            return match self.refresh(&path, dialer).await {
-                Ok(token) => Some(token),
-                Err(error) => {
-                    if !error.may_pass() {
-                        tracing::warn!("{error}");
-                    } else if is_first {
-                        tracing::warn!("{error}; the token is good for now, and it is tried again and again");
-                    }
-                    None
-                }
-            };
+            return self.renew_login(&path, dialer).await;
         }
         let current = self.current()?.clone();
         self.not_before = Some(Instant::now() + PAUSE);
@@ -254,45 +258,6 @@ impl Credential {
         tracing::warn!("the token could not be renewed: {why}; trying again in ten minutes");
         self.next_try = Some(SystemTime::now() + RETRY);
         None
-    }
-
-    /// Refreshes the sign-in, or goes on with a refresh that was left.
-    async fn refresh(&mut self, path: &Path, dialer: &Dialer) -> Result<Secret, LoginError> {
-        self.not_before = Some(Instant::now() + LOGIN_PAUSE);
-        let begin = || tokio::spawn(login::refresh(path.to_owned(), dialer.clone(), self.refused.clone()));
-        let joined = self.refreshing.get_or_insert_with(begin).await;
-        self.refreshing = None;
-        let broken = || LoginError::Provider(FetchError::Broken("the provider".to_owned()));
-        let refreshed = joined.unwrap_or_else(|_| Err(broken()));
-        match refreshed {
-            Ok(login) => {
-                let token = login.token();
-                tracing::info!("the sign-in was refreshed");
-                (self.next_try, self.announced) = (None, None);
-                self.read = Some(token.clone());
-                self.login = Some(login);
-                Ok(token)
-            }
-            Err(error) => {
-                if let Some(login) = self.login.as_mut() {
-                    let (issued, end) = login.life();
-                    let tenth = Duration::from_secs(end.saturating_sub(issued) / 10);
-                    self.next_try = Some(SystemTime::now() + tenth.clamp(LOGIN_PAUSE, LOGIN_RETRY));
-                    if !error.may_pass() {
-                        login.give_up();
-                    }
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// Waits for what must not be left halfway.
-    pub async fn settle(&mut self) {
-        if let Some(refreshing) = self.refreshing.take() {
-            // Its outcome is in the file.
-            let _ = refreshing.await;
-        }
     }
 
     fn keep(&mut self, fresh: Secret) {

@@ -1,17 +1,20 @@
-//! A sign-in at the relay's provider, kept in a file: it is made by [`device`], and refreshed by whoever uses it, one at a time. A
-//! provider that gives another refresh token each time takes an old one for stolen, and ends the sign-in.
+//! A sign-in at the relay's provider, kept in a file: it is made by [`device`], and refreshed by whoever uses it ([`Refreshing`]), one at
+//! a time. A provider that gives another refresh token each time takes an old one for stolen, and ends the sign-in.
 
 pub mod device;
 mod grant;
+mod refreshing;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
 use self::grant::Grant;
+pub use self::refreshing::Refreshing;
 use crate::files;
 use crate::token::Secret;
 use crate::transport::dial::Dialer;
@@ -32,6 +35,9 @@ pub enum LoginError {
     /// It said no, in these words.
     #[error("the sign-in provider refused: {0}")]
     Refused(String),
+    /// It said not now, in these words.
+    #[error("the sign-in provider cannot do it now: {0}")]
+    Later(String),
     /// Somebody said no.
     #[error("the sign-in was refused where it was to be confirmed; begin anew with: tunnel bridge login")]
     Denied,
@@ -71,8 +77,36 @@ impl LoginError {
 
     /// Whether it may be otherwise in a moment, with nobody doing anything.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Provider(_))
+        matches!(self, Self::Provider(_) | Self::Later(_))
     }
+
+    /// Whether it stays so until somebody signs in again.
+    pub fn is_lasting(&self) -> bool {
+        matches!(
+            self,
+            Self::Over(_) | Self::Gone(_) | Self::Damaged(_) | Self::Refused(_)
+        )
+    }
+}
+
+/// What became of a sign-in at its provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TakenBack {
+    /// It is over.
+    Done,
+    /// There was nothing to refresh it with.
+    Nothing,
+    /// The provider has no way to.
+    NoWay,
+}
+
+/// A sign-in that is not kept any more.
+#[derive(Debug)]
+pub struct Forgotten {
+    /// Where it was.
+    pub issuer: String,
+    /// What became of it there.
+    pub taken_back: Result<TakenBack, LoginError>,
 }
 
 /// Somebody is signed in.
@@ -94,6 +128,9 @@ pub struct Login {
     /// When the access token came and when it ends, by this machine's clock, seconds since 1970.
     issued: u64,
     expires: u64,
+    /// The lock, while the file lacks this: nobody may use the refresh token that is in it, for it was used.
+    #[serde(skip)]
+    unwritten: Option<Arc<File>>,
 }
 
 impl std::fmt::Debug for Login {
@@ -121,6 +158,7 @@ impl Login {
             refresh_token: None,
             issued: 0,
             expires: 0,
+            unwritten: None,
         };
         login.take(granted);
         login
@@ -142,6 +180,31 @@ impl Login {
     pub async fn keep(&self, path: &Path) -> Result<(), LoginError> {
         let _lock = lock(path).await?;
         self.write(path)
+    }
+
+    /// Writes what was just granted; where that fails it is kept here, and the lock with it.
+    fn write_or_hold(&mut self, path: &Path, lock: File) {
+        if let Err(error) = self.write(path) {
+            tracing::warn!("the sign-in was refreshed, and this cannot be kept: {error}");
+            self.unwritten = Some(Arc::new(lock));
+        }
+    }
+
+    /// Whether it is in no file yet.
+    pub fn is_unwritten(&self) -> bool {
+        self.unwritten.is_some()
+    }
+
+    /// Tries again to write what could not be written.
+    ///
+    /// # Errors
+    /// [`LoginError::File`].
+    pub fn write_again(&mut self, path: &Path) -> Result<(), LoginError> {
+        if self.is_unwritten() {
+            self.write(path)?;
+            self.unwritten = None;
+        }
+        Ok(())
     }
 
     fn write(&self, path: &Path) -> Result<(), LoginError> {
@@ -204,13 +267,16 @@ impl Login {
         Ok(issuer.place(url)?)
     }
 
-    /// Takes the refresh token back at the provider (RFC 7009); false where it has no way to.
+    /// Takes the refresh token back at the provider (RFC 7009).
     ///
     /// # Errors
     /// [`LoginError`].
-    pub async fn revoke(&self, dialer: &Dialer) -> Result<bool, LoginError> {
-        let (Some(url), Some(token)) = (&self.revocation_endpoint, &self.refresh_token) else {
-            return Ok(false);
+    pub async fn revoke(&self, dialer: &Dialer) -> Result<TakenBack, LoginError> {
+        let Some(token) = &self.refresh_token else {
+            return Ok(TakenBack::Nothing);
+        };
+        let Some(url) = &self.revocation_endpoint else {
+            return Ok(TakenBack::NoWay);
         };
         let place = self.place(url)?;
         let fields = [
@@ -220,79 +286,44 @@ impl Login {
         ];
         let (status, body) = post(dialer, &place, &fields).await?;
         if status.is_success() {
-            return Ok(true);
+            return Ok(TakenBack::Done);
         }
         Err(LoginError::Refused(grant::refusal(&place, status, &body)?.to_string()))
     }
 }
 
-/// The sign-in in a file, with a fresh token if it is time for one, or the one that is there was `refused`. To be driven to its end: a
-/// refresh token that was used and not kept ends the sign-in.
+/// The sign-in in a file for use at once, refreshed if it is time for it; a token that still is good does, where there is no other to
+/// be had. After `stop` only a refresh that must not be left halfway is waited for.
 ///
 /// # Errors
 /// [`LoginError`].
-pub async fn refresh(path: PathBuf, dialer: Dialer, refused: Option<Secret>) -> Result<Login, LoginError> {
-    if let Some(login) = Some(Login::read(&path)?).filter(|login| !login.is_due(refused.as_ref())) {
-        return Ok(login);
-    }
-    let _lock = lock(&path).await?;
-    // Whoever had the lock may have done it.
-    let mut login = Login::read(&path)?;
-    if !login.is_due(refused.as_ref()) {
-        return Ok(login);
-    }
-    let Some(refresh_token) = login.refresh_token.clone() else {
-        return Err(LoginError::Over(login.issuer));
+pub async fn usable(path: PathBuf, dialer: Dialer, stop: impl Future<Output = ()>) -> Result<Login, LoginError> {
+    let mut refreshing = Refreshing::begin(path.clone(), dialer, None);
+    let refreshed = tokio::select! {
+        refreshed = refreshing.outcome() => refreshed,
+        () = stop => refreshing.settle().await,
     };
-    // What cannot be kept is not asked for.
-    login.write(&path)?;
-    let place = login.place(&login.token_endpoint)?;
-    let mut fields = vec![
-        ("grant_type", "refresh_token"),
-        ("client_id", login.client_id.as_str()),
-        ("refresh_token", &refresh_token),
-    ];
-    fields.extend(login.resource.as_deref().map(|resource| ("resource", resource)));
-    match grant::ask(&dialer, &place, &fields).await? {
-        Ok(granted) => {
-            login.take(granted);
-            login.write(&path)?;
-            Ok(login)
-        }
-        Err(refusal) if refusal.code == "invalid_grant" => {
-            // It is not asked for again.
-            login.refresh_token = None;
-            login.write(&path)?;
-            Err(LoginError::Over(login.issuer))
-        }
-        Err(refusal) => Err(LoginError::Refused(refusal.to_string())),
-    }
-}
-
-/// The same, content with a token that still is good where there is no other to be had.
-///
-/// # Errors
-/// [`LoginError`].
-pub async fn usable(path: PathBuf, dialer: Dialer) -> Result<Login, LoginError> {
-    let refreshed = refresh(path.clone(), dialer, None).await;
     let kept = || Login::read(&path).ok().filter(|login| !login.has_ended());
     refreshed.or_else(|error| kept().ok_or(error))
 }
 
-/// Forgets what is kept in a file, while nobody refreshes it.
+/// Takes back what is kept in a file, and forgets it, while nobody refreshes it. None if it was no sign-in.
 ///
 /// # Errors
-/// [`LoginError`].
-pub async fn forget(path: &Path) -> Result<Login, LoginError> {
-    let lock = lock(path).await?;
-    let login = Login::read(path);
-    let failed = |error: std::io::Error| LoginError::file(path, &error);
-    let removed = std::fs::remove_file(path).map_err(failed);
-    drop(lock);
-    // Another one that is made has nothing of this one to refresh.
-    let _ = std::fs::remove_file(lock_of(path));
-    removed?;
-    login
+/// [`LoginError`], where it could not be forgotten.
+pub async fn forget(path: &Path, dialer: &Dialer) -> Result<Option<Forgotten>, LoginError> {
+    // It stays: who waits for it has it open, and another one beside it would lock nobody out.
+    let _lock = lock(path).await?;
+    let forgotten = match Login::read(path) {
+        Ok(login) => Some(Forgotten {
+            taken_back: login.revoke(dialer).await,
+            issuer: login.issuer,
+        }),
+        Err(LoginError::Damaged(_)) => None,
+        Err(error) => return Err(error),
+    };
+    std::fs::remove_file(path).map_err(|error| LoginError::file(path, &error))?;
+    Ok(forgotten)
 }
 
 async fn lock(path: &Path) -> Result<File, LoginError> {
@@ -303,12 +334,16 @@ async fn lock(path: &Path) -> Result<File, LoginError> {
             return Ok(lock);
         }
         if since.elapsed() >= LOCKED {
-            return Err(LoginError::File {
-                path: name.display().to_string(),
-                detail: "another program has it and does not finish".to_owned(),
-            });
+            return Err(held(path));
         }
         sleep(LOOK).await;
+    }
+}
+
+fn held(path: &Path) -> LoginError {
+    LoginError::File {
+        path: lock_of(path).display().to_string(),
+        detail: "another program has it and does not finish".to_owned(),
     }
 }
 

@@ -100,6 +100,7 @@ pub async fn run(config: Config, status: Arc<Status>, shutdown: Shutdown) -> Res
         choice: Choice::new(config.transport, config.timing),
         memory: Memory::open(config.memory),
         credential: Credential::new(config.token),
+        shown: None,
         pace: Pace::new(TUNING.ping_interval),
         links: JoinSet::new(),
         current: None,
@@ -110,10 +111,17 @@ pub async fn run(config: Config, status: Arc<Status>, shutdown: Shutdown) -> Res
         last_why: None,
         status,
     };
-    tokio::select! {
-        stopped = bridge.stay_connected(&mut network) => return Err(stopped),
+    let stopped = tokio::select! {
+        stopped = bridge.stay_connected(&mut network) => Some(stopped),
         never = local.tend() => match never {},
-        () = shutdown.draining() => {}
+        () = shutdown.draining() => None,
+    };
+    if let Some(stopped) = stopped {
+        tokio::select! {
+            () = bridge.credential.settle() => {}
+            () = shutdown.ended() => {}
+        }
+        return Err(stopped);
     }
     let current = bridge.current.take();
     let mut goodbye = std::pin::pin!(say_goodbye(current.as_ref()));
@@ -137,6 +145,8 @@ struct Bridge {
     choice: Choice,
     memory: Memory,
     credential: Credential,
+    /// The token that the links have.
+    shown: Option<Secret>,
     /// What WebSocket links survive here.
     pace: Pace,
     links: JoinSet<()>,
@@ -295,6 +305,7 @@ impl Bridge {
     async fn begin_live(&mut self, uplink: &Uplink, network: &mut Network) {
         self.succeeded = true;
         self.refused_since = None;
+        self.credential.note_accepted();
         self.last_why = None;
         while self.links.try_join_next().is_some() {}
         self.older.retain(|older| !older.is_finished());
@@ -404,40 +415,12 @@ impl Bridge {
     async fn renew_token(&mut self) -> Option<Happening> {
         let uplink = self.current.as_mut()?;
         let Connector { dialer, relay, .. } = &*self.connector;
-        tokio::select! {
-            fresh = self.credential.renew(dialer, relay) => {
-                if let Some(token) = fresh {
-                    // Those that were left finish what they have for as long as there is a token.
-                    self.older.iter().for_each(|older| older.show_token(token.clone()));
-                    uplink.show_token(token);
-                }
-                None
-            }
-            happening = uplink.next() => Some(happening),
-        }
-    }
-
-    /// Begins to try WebSocket beside polling.
-    fn try_ws(&mut self) -> Option<Attempt> {
-        let token: Secret = self.credential.read().ok()?;
-        tracing::debug!("trying WebSocket again");
-        Some(self.connector.ws(token, self.pace.current(), Arc::default()))
-    }
-
-    fn judge_attempt(&mut self, outcome: Result<Fresh, ConnectError>) -> Option<Fresh> {
-        match outcome {
-            Ok(fresh) => {
-                tracing::info!("WebSocket works now");
-                Some(fresh)
-            }
-            Err(error) => {
-                tracing::debug!("WebSocket does not work yet: {error}");
-                if error.is_of_transport() {
-                    self.choice.ws_failed(error.why_not_websocket(), jitter);
-                }
-                None
-            }
-        }
+        let fresh = tokio::select! {
+            fresh = self.credential.renew(dialer, relay) => fresh,
+            happening = uplink.next() => return Some(happening),
+        };
+        fresh.iter().for_each(|token| self.show(token));
+        None
     }
 
     /// The current link finishes what it has, unless it is lost.

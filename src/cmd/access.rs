@@ -8,6 +8,7 @@ use super::login::{kept, provider};
 use super::proxy::ProxyArgs;
 use crate::bridge::config::TokenSource;
 use crate::bridge::login;
+use crate::shutdown::Shutdown;
 use crate::token::Secret;
 use crate::transport::dial::{Dialer, RelayUrl};
 
@@ -86,14 +87,21 @@ impl RelayArgs {
         self.token_file = Some(token_file);
     }
 
-    /// The token as it is now; that of a sign-in is refreshed where it is time for it.
-    pub(super) async fn read_token(&self, relay: &RelayUrl, dialer: &Dialer, command: &str) -> Result<Secret, Failure> {
+    /// The token as it is now; that of a sign-in is refreshed where it is time for it. Not to be left halfway: it ends by itself soon
+    /// after the shutdown.
+    pub(super) async fn read_token(
+        &self,
+        relay: &RelayUrl,
+        dialer: &Dialer,
+        command: &str,
+        shutdown: &Shutdown,
+    ) -> Result<Secret, Failure> {
         match self.token(relay, command)? {
             TokenSource::Given(token) => Ok(token),
             TokenSource::File(path) if self.token_file.is_some() => read_secret("--token-file", &path),
             TokenSource::File(path) => read_secret("the token of the login", &path),
             TokenSource::Login(path) => {
-                let login = login::usable(path, dialer.clone()).await;
+                let login = login::usable(path, dialer.clone(), shutdown.draining()).await;
                 Ok(login.map_err(provider::failure)?.token())
             }
         }

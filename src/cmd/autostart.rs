@@ -94,6 +94,7 @@ impl AutostartArgs {
         if let Installed::Token(place, Some(token)) = from {
             keep(place, token).map_err(|error| explain(AutostartError::file(place, &error)))?;
         }
+        let was_there = autostart::unit_path(&config).exists();
         let lingers = autostart::install(&config, text(&program)?, &arguments).map_err(explain)?;
         if let Some(how) = autostart::first_end().map_err(explain)? {
             return Err(anyhow::anyhow!(
@@ -105,7 +106,14 @@ impl AutostartArgs {
         }
         let how = match from {
             Installed::Token(place, _) => format!("Its token is in {}, where it is renewed.", place.display()),
-            Installed::Login => "It is signed in as you are, until: tunnel bridge logout".to_owned(),
+            Installed::Login => {
+                let place = token_file()?;
+                // Without a unit before this one it is somebody else's.
+                let is_gone = was_there && std::fs::remove_file(&place).is_ok();
+                let gone = format!("\nThe token that it had before, in {}, is removed.", place.display());
+                let gone = if is_gone { gone.as_str() } else { "" };
+                format!("It is signed in as you are, until: tunnel bridge logout{gone}")
+            }
         };
         tell(&format!(
             "The bridge runs, and will whenever this machine does: {}\n\

@@ -275,8 +275,16 @@ fn run(args: Args, bars: &MultiProgress) -> Result<(), Failure> {
         let shutdown = Shutdown::new();
         tokio::spawn(shutdown.clone().on_signals("stopping"));
         let relay = config.relay.to_string();
+        let is_login = matches!(config.token, TokenSource::Login(_));
+        let explained = |stopped| match stopped {
+            Stopped::Refused(_) if is_login => {
+                let words = anyhow::anyhow!("{stopped}\nSign in again with: tunnel bridge login --relay {relay}");
+                Failure::new(Exit::Refused, words)
+            }
+            stopped => explain(stopped),
+        };
         tokio::select! {
-            ended = bridge::run(config, Arc::clone(&status), shutdown.clone()) => ended.map_err(explain),
+            ended = bridge::run(config, Arc::clone(&status), shutdown.clone()) => ended.map_err(explained),
             never = show(&status, &relay, bars) => match never {},
             never = keep_awake(&status), if awake => match never {},
         }

@@ -4,6 +4,7 @@
 pub(super) mod kept;
 pub(super) mod provider;
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -15,7 +16,7 @@ use super::access::NetworkArgs;
 use super::rig::caller::{Answer, Caller};
 use super::{Exit, Failure, tell};
 use crate::bridge::config::TokenSource;
-use crate::bridge::login::{self, Login};
+use crate::bridge::login::{self, Forgotten, Login, TakenBack};
 use crate::files;
 use crate::shutdown::Shutdown;
 use crate::token::{Claims, Secret};
@@ -43,6 +44,9 @@ pub(super) struct LoginArgs {
     /// asked for where there is none]
     #[arg(long, value_name = "CODE")]
     code: Option<String>,
+    /// Sign in for this audience, though it is the address of another host than the relay's [default: asked for]
+    #[arg(long, value_name = "AUDIENCE")]
+    audience: Option<String>,
     /// Open no browser
     #[arg(long)]
     no_browser: bool,
@@ -65,14 +69,7 @@ pub(super) fn main(command: &LoginCommand) -> Result<(), Failure> {
     let runtime = runtime.context("cannot start the runtime")?;
     let done = runtime.block_on(async {
         match command {
-            LoginCommand::Login(args) => {
-                let shutdown = Shutdown::new();
-                tokio::spawn(shutdown.clone().on_signals("stopping"));
-                tokio::select! {
-                    done = log_in(args) => done,
-                    () = shutdown.draining() => Err(anyhow::anyhow!("stopped; nothing was kept").into()),
-                }
-            }
+            LoginCommand::Login(args) => log_in(args).await,
             LoginCommand::Logout(args) => log_out(args).await,
         }
     });
@@ -82,6 +79,22 @@ pub(super) fn main(command: &LoginCommand) -> Result<(), Failure> {
 }
 
 async fn log_in(args: &LoginArgs) -> Result<(), Failure> {
+    let shutdown = Shutdown::new();
+    tokio::spawn(shutdown.clone().on_signals("stopping"));
+    let dialer = args.network.dialer()?;
+    let granted = RefCell::new(None);
+    let done = tokio::select! {
+        done = let_in(args, &dialer, &granted) => done,
+        () = shutdown.draining() => Err(anyhow::anyhow!("stopped; nothing was kept").into()),
+    };
+    if let Some(login) = granted.take() {
+        provider::take_back(&login, &dialer).await;
+    }
+    done
+}
+
+/// What a provider `granted` is there until it is kept.
+async fn let_in(args: &LoginArgs, dialer: &Dialer, granted: &RefCell<Option<Login>>) -> Result<(), Failure> {
     let relay = match &args.relay {
         Some(text) => args.network.relay(text)?,
         None => {
@@ -89,37 +102,42 @@ async fn log_in(args: &LoginArgs) -> Result<(), Failure> {
             known.ok_or_else(|| Failure::usage("say which relay it is for: --relay https://relay.example.com"))?
         }
     };
-    let dialer = args.network.dialer()?;
-    let caller = Caller::new(&dialer, &relay);
+    let caller = Caller::new(dialer, &relay);
     if let Some(code) = &args.code {
-        return pair(&caller, &relay, Some(code)).await;
+        return pair(&caller, &relay, dialer, Some(code)).await;
     }
-    match provider::of(&caller, &relay).await? {
-        None => pair(&caller, &relay, None).await,
-        Some(provider) => {
-            let path = kept::login(&relay)?;
-            // Nobody is to sign in for nothing.
-            kept::prepare(&path).with_context(|| format!("cannot write {}", path.display()))?;
-            let login = provider::sign_in(&caller, &relay, &dialer, provider, !args.no_browser).await?;
-            login.keep(&path).await.map_err(provider::failure)?;
-            // The newest login counts.
-            let _ = std::fs::remove_file(kept::token(&relay)?);
-            tell(&format!(
-                "You are signed in, and this desktop may connect to {relay}. Next: tunnel bridge"
-            ));
-            if !login.is_renewable() {
-                tell(
-                    "It lasts as long as this one token: the provider gave none to refresh it with. Its operator can allow \
-                     that (offline_access, refresh tokens).",
-                );
-            }
-            Ok(())
-        }
+    let Some(provider) = provider::of(&caller, &relay).await? else {
+        return pair(&caller, &relay, dialer, None).await;
+    };
+    provider::agree(&provider, &relay, args.audience.as_deref()).await?;
+    let path = kept::login(&relay)?;
+    // Nobody is to sign in for nothing.
+    kept::prepare(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    let login = provider::sign_in(dialer, provider, !args.no_browser).await?;
+    // Some providers end all sign-ins of a program together: one that is kept here goes on.
+    if !path.exists() {
+        granted.replace(Some(login.clone()));
     }
+    let user = provider::user(&caller, &relay, &login).await?;
+    login.keep(&path).await.map_err(provider::failure)?;
+    granted.take();
+    // The newest login counts.
+    let _ = std::fs::remove_file(kept::token(&relay)?);
+    tell(&format!(
+        "You are signed in as {}, and this desktop may connect to {relay}. Next: tunnel bridge",
+        user.escape_debug()
+    ));
+    if !login.is_renewable() {
+        tell(
+            "It lasts as long as this one token: the provider gave none to refresh it with. Its operator can allow \
+             that (offline_access, refresh tokens).",
+        );
+    }
+    Ok(())
 }
 
 /// Lets the desktop in with a code, which is asked for if there is none.
-async fn pair(caller: &Caller, relay: &RelayUrl, code: Option<&str>) -> Result<(), Failure> {
+async fn pair(caller: &Caller, relay: &RelayUrl, dialer: &Dialer, code: Option<&str>) -> Result<(), Failure> {
     let path = kept::token(relay)?;
     // A code is good once: what can go wrong does so before it is given up.
     kept::prepare(&path).with_context(|| format!("cannot write {}; the code is still good", path.display()))?;
@@ -138,7 +156,7 @@ async fn pair(caller: &Caller, relay: &RelayUrl, code: Option<&str>) -> Result<(
     })?;
     // The newest login counts.
     if let Some(TokenSource::Login(older)) = kept::source(relay) {
-        login::forget(&older).await.map_err(provider::failure)?;
+        login::forget(&older, dialer).await.map_err(provider::failure)?;
     }
     tell(&format!(
         "This desktop may now connect to {relay} as {}. Next: tunnel bridge",
@@ -152,13 +170,18 @@ async fn ask_for_code(relay: &RelayUrl) -> Result<String, Failure> {
         "Nobody signs in at {relay} with a desktop: it takes a code, which its operator makes with\n  tunnel relay pair --user NAME\n\
          Code:"
     ));
-    let read = tokio::task::spawn_blocking(|| std::io::stdin().lines().next().transpose()).await;
-    let line = read.context("cannot read the code")?.context("cannot read the code")?;
-    let line = line.unwrap_or_default();
+    let line = typed().await?;
     if line.trim().is_empty() {
         return Err(Failure::usage("a code is needed: --code CODE"));
     }
     Ok(line)
+}
+
+/// The next line that somebody types.
+async fn typed() -> Result<String, Failure> {
+    let read = tokio::task::spawn_blocking(|| std::io::stdin().lines().next().transpose()).await;
+    let line = read.context("cannot read what is typed")?;
+    Ok(line.context("cannot read what is typed")?.unwrap_or_default())
 }
 
 /// Asks the relay, and waits as long as it may take.
@@ -211,10 +234,17 @@ async fn log_out(args: &LogoutArgs) -> Result<(), Failure> {
     };
     match kept::source(&relay) {
         Some(TokenSource::Login(path)) => {
-            let dialer = args.network.dialer()?;
-            let login = login::forget(&path).await.map_err(provider::failure)?;
-            sign_out(&login, &relay, &dialer).await;
-            Ok(())
+            let forgotten = login::forget(&path, &args.network.dialer()?).await;
+            match forgotten.map_err(provider::failure)? {
+                Some(forgotten) => signed_out(forgotten, &relay),
+                None => {
+                    tell(&format!(
+                        "What was kept for {relay} was damaged, and is removed: end the sign-in at its provider if somebody else \
+                         may have it"
+                    ));
+                    Ok(())
+                }
+            }
         }
         Some(TokenSource::File(path)) => {
             let token = std::fs::read_to_string(&path);
@@ -230,20 +260,28 @@ async fn log_out(args: &LogoutArgs) -> Result<(), Failure> {
     }
 }
 
-/// Takes back at the provider what was forgotten here.
-async fn sign_out(login: &Login, relay: &RelayUrl, dialer: &Dialer) {
-    let issuer = login.issuer();
-    let ended = match login.revoke(dialer).await {
-        Ok(true) => format!("and taken back at {issuer}"),
-        Ok(false) => {
+/// Tells what became of a sign-in.
+fn signed_out(forgotten: Forgotten, relay: &RelayUrl) -> Result<(), Failure> {
+    let Forgotten { issuer, taken_back } = forgotten;
+    let ended = match taken_back {
+        Ok(TakenBack::Done) => format!("and taken back at {issuer}"),
+        Ok(TakenBack::Nothing) => format!("and there was nothing to take back at {issuer}"),
+        Ok(TakenBack::NoWay) => {
             format!("but not taken back, for {issuer} offers no way to: end it there if somebody else may have it")
         }
-        Err(error) => format!("but not taken back ({error}): end it at {issuer} if somebody else may have it"),
+        Err(error) => {
+            return Err(anyhow::anyhow!(
+                "the sign-in for {relay} is forgotten here, but not taken back ({error}): end it at {issuer} if somebody else \
+                 may have it"
+            )
+            .into());
+        }
     };
     tell(&format!(
         "The sign-in for {relay} is forgotten here, {ended}.\n\
          A bridge that runs with it goes on until its token ends, or it is stopped."
     ));
+    Ok(())
 }
 
 /// The id by which the operator knows a token.

@@ -119,7 +119,7 @@ pub(super) async fn refusal(response: Response<Incoming>) -> Result<ConnectError
 }
 
 /// How long the other side asks to be left alone.
-pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = text(headers, &RETRY_AFTER)?.parse().ok()?;
     Some(Duration::from_secs(seconds))
 }

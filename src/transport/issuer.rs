@@ -47,10 +47,13 @@ pub enum FetchError {
     #[error("what {0} answered cannot be read")]
     Unreadable(String),
     /// It sends us where we do not go.
-    #[error("{0} is no URL of the form https://HOST/PATH")]
+    #[error("{} is no URL of the form https://HOST/PATH on another machine", .0.escape_debug())]
     Place(String),
     /// It is another one.
-    #[error("the provider calls itself {0}: give the relay exactly this with --oidc-issuer, if it is the one")]
+    #[error(
+        "the provider calls itself {}: give the relay exactly this with --oidc-issuer, if it is the one",
+        .0.escape_debug()
+    )]
     Issuer(String),
     /// It has not what is needed of it.
     #[error("{place} has no {what}")]
@@ -114,25 +117,31 @@ impl Issuer {
         !self.place.origin.is_tls()
     }
 
+    /// Whether it is on this machine.
+    pub fn is_near(&self) -> bool {
+        self.place.origin.is_loopback()
+    }
+
     fn discovery(&self) -> Result<Place, FetchError> {
         let root = self.text.trim_end_matches('/');
         self.place(&format!("{root}/.well-known/openid-configuration"))
     }
 
-    /// A URL that it told. Who is asked by TLS cannot send us where there is none.
+    /// A URL that it told. Who is asked by TLS cannot send us where there is none, and who is elsewhere cannot send us to this machine.
     ///
     /// # Errors
     /// [`FetchError::Place`].
     pub fn place(&self, url: &str) -> Result<Place, FetchError> {
         Place::read(url)
             .filter(|place| place.origin.is_tls() || (self.is_open() && place.origin.is_loopback()))
+            .filter(|place| self.is_near() || !place.origin.is_loopback())
             .ok_or_else(|| FetchError::Place(url.chars().take(200).collect()))
     }
 }
 
 impl Place {
     fn read(url: &str) -> Option<Self> {
-        let uri: Uri = url.parse().ok()?;
+        let uri: Uri = Some(url).filter(|url| url.is_ascii())?.parse().ok()?;
         Some(Self {
             origin: Origin::of(&uri)?,
             target: uri.path_and_query()?.clone(),
@@ -298,6 +307,9 @@ mod tests {
         for url in [
             "http://login.example.com/jwks",
             "http://127.0.0.1/jwks",
+            "https://localhost/jwks",
+            "https://[::1]:8443/jwks",
+            "https://login.example.com/\u{202e}jwks",
             "/jwks",
             "file:///etc/passwd",
         ] {

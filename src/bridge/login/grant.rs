@@ -12,6 +12,8 @@ use crate::transport::issuer::{FetchError, Place, post};
 
 /// How long a token is taken to live of which nobody says it, seconds.
 const USUAL_LIFE: u64 = 3600;
+/// One that is said to live for less is taken to live so long, seconds: it is not refreshed all the time.
+const LEAST_LIFE: u64 = 5;
 /// Longer words of a provider are cut, characters.
 const LONGEST_WORDS: usize = 300;
 
@@ -27,6 +29,13 @@ pub(super) struct Grant {
 pub(super) struct Refusal {
     pub(super) code: String,
     description: Option<String>,
+}
+
+impl Refusal {
+    /// Whether another answer may come of asking again.
+    pub(super) fn may_pass(&self) -> bool {
+        ["slow_down", "temporarily_unavailable", "server_error"].contains(&self.code.as_str())
+    }
 }
 
 impl std::fmt::Display for Refusal {
@@ -95,13 +104,15 @@ impl From<Granted> for Grant {
         let access = Secret::new(&granted.access_token);
         let told = granted
             .expires_in
-            .and_then(|life| life.as_u64().or_else(|| life.as_str()?.parse().ok()));
+            .and_then(|life| life.as_u64().or_else(|| life.as_str()?.parse().ok()))
+            // No token is given that has ended.
+            .filter(|life| *life > 0);
         let of_token = || {
             let claims = Claims::peek(&access)?;
             claims.exp?.checked_sub(claims.iat?)
         };
         Self {
-            life: told.or_else(of_token).unwrap_or(USUAL_LIFE),
+            life: told.or_else(of_token).unwrap_or(USUAL_LIFE).max(LEAST_LIFE),
             refresh: granted.refresh_token.map(|token| Secret::new(&token)),
             access,
         }

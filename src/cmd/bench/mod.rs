@@ -72,9 +72,10 @@ fn write(report: &Report, settings: &Settings) -> Result<(), Failure> {
 async fn run(args: &Args, settings: &Settings, bars: &MultiProgress) -> Result<Report, Failure> {
     let shutdown = Shutdown::new();
     tokio::spawn(shutdown.clone().on_signals("stopping"));
+    let site = site(args, settings, &shutdown).await?;
     let mut stage = Stage::empty()?;
     let outcome = tokio::select! {
-        outcome = measure(args, settings, &mut stage, bars) => outcome,
+        outcome = measure(site, settings, &mut stage, bars) => outcome,
         () = shutdown.draining() => Err(Failure::new(Exit::Failed, anyhow::anyhow!("interrupted"))),
     };
     tokio::select! {
@@ -84,10 +85,26 @@ async fn run(args: &Args, settings: &Settings, bars: &MultiProgress) -> Result<R
     outcome
 }
 
-async fn measure(args: &Args, settings: &Settings, stage: &mut Stage, bars: &MultiProgress) -> Result<Report, Failure> {
+/// The relay to measure, if it is one elsewhere.
+async fn site(args: &Args, settings: &Settings, shutdown: &Shutdown) -> Result<Option<Site>, Failure> {
+    if matches!(settings.subject, Subject::Alone { .. }) {
+        return Ok(None);
+    }
+    let url = args.relay.relay(&args.network, "bench")?;
+    let dialer = args.network.dialer()?;
+    let token = args.relay.read_token(&url, &dialer, "bench", shutdown).await?;
+    Ok(Some(Site { url, dialer, token }))
+}
+
+async fn measure(
+    site: Option<Site>,
+    settings: &Settings,
+    stage: &mut Stage,
+    bars: &MultiProgress,
+) -> Result<Report, Failure> {
     let mut machine = Machine::look();
     let began = Instant::now();
-    let told = set(args, settings, stage).await?;
+    let told = set(site, settings, stage).await?;
     let scenarios = rounds(settings, stage, bars).await?;
     machine.look_again();
     Ok(Report {
@@ -101,33 +118,26 @@ async fn measure(args: &Args, settings: &Settings, stage: &mut Stage, bars: &Mul
     })
 }
 
-/// Sets the stage.
-async fn set(args: &Args, settings: &Settings, stage: &mut Stage) -> Result<Told, Failure> {
-    let site = match &settings.subject {
-        Subject::Alone { rtt } => {
+/// Sets the stage: at this site, or else alone.
+async fn set(site: Option<Site>, settings: &Settings, stage: &mut Stage) -> Result<Told, Failure> {
+    let transport = match (&settings.subject, &site) {
+        (Subject::Alone { rtt }, _) => {
             stage.set_alone(*rtt, settings).await?;
-            return Ok(Told::new(settings, None, None));
-        }
-        Subject::Deployment | Subject::Desktop { .. } => {
-            let url = args.relay.relay(&args.network, "bench")?;
-            let dialer = args.network.dialer()?;
-            let token = args.relay.read_token(&url, &dialer, "bench").await?;
-            Site { url, dialer, token }
-        }
-    };
-    let relay = Some(site.url.to_string());
-    let transport = match &settings.subject {
-        Subject::Desktop { name, .. } => {
-            let transport = site.transport_of(name).await?;
-            stage.set_desktop(&site, name, settings);
-            transport
-        }
-        _ => {
-            site.check().await?;
-            stage.set_deployment(site, settings).await?;
             None
         }
+        (Subject::Desktop { name, .. }, Some(site)) => {
+            let transport = site.transport_of(name).await?;
+            stage.set_desktop(site, name, settings);
+            transport
+        }
+        (_, Some(site)) => {
+            site.check().await?;
+            stage.set_deployment(site.clone(), settings).await?;
+            None
+        }
+        (_, None) => None,
     };
+    let relay = site.map(|site| site.url.to_string());
     Ok(Told::new(settings, relay, transport))
 }
 

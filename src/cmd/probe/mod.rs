@@ -198,7 +198,7 @@ async fn probe(args: &Args, bars: &MultiProgress, shutdown: &Shutdown) -> Result
 /// Does everything once; whether the relay refused a token.
 async fn once(args: &Args, bars: &MultiProgress, shutdown: &Shutdown) -> Result<(Report, bool), Failure> {
     let progress = Progress::new(bars);
-    let site = site(args, &progress).await?;
+    let site = site(args, &progress, shutdown).await?;
     let began = Instant::now();
     let looked = tokio::select! {
         looked = look(args, &site) => Some(looked),
@@ -222,10 +222,10 @@ async fn once(args: &Args, bars: &MultiProgress, shutdown: &Shutdown) -> Result<
     Ok((report, refused))
 }
 
-async fn site(args: &Args, progress: &Progress) -> Result<Site, Failure> {
+async fn site(args: &Args, progress: &Progress, shutdown: &Shutdown) -> Result<Site, Failure> {
     let relay = args.relay.relay(&args.network, "probe")?;
     let dialer = args.network.dialer()?;
-    let token = args.relay.read_token(&relay, &dialer, "probe").await?;
+    let token = args.relay.read_token(&relay, &dialer, "probe", shutdown).await?;
     let secret = |option, path: &Option<PathBuf>| path.as_ref().map(|path| read_secret(option, path)).transpose();
     let api_token = secret("--api-token-file", &args.api_token_file)?;
     if let Some(api) = &api_token {

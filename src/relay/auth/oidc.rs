@@ -157,7 +157,7 @@ impl Provider {
             return Err(Denied::Expired);
         }
         Ok(SignedIn {
-            scopes: claims.scopes(&self.settings.client_id),
+            scopes: claims.scopes(&self.settings.client_id, is_access(&header)),
             issued: claims.seconds("iat"),
             expires,
             key,
@@ -225,6 +225,12 @@ fn read_header(token: &str) -> Result<Header, Denied> {
     } else {
         Err(Denied::Algorithm)
     }
+}
+
+/// Whether a token is of the type that only access tokens have (RFC 9068 §2.1).
+fn is_access(header: &Header) -> bool {
+    let is = |kind: &String| kind.to_ascii_lowercase().ends_with("at+jwt");
+    header.typ.as_ref().is_some_and(is)
 }
 
 fn denied(kind: &ErrorKind) -> Denied {

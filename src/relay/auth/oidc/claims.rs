@@ -68,20 +68,21 @@ impl Claims {
     }
 
     /// What the token is good for. One that names none of our scopes is good for desktops and requests; one that the page's program
-    /// got to ask with makes keys and codes as well: its holder is a person who signed in there.
-    pub(super) fn scopes(&self, page: &str) -> Scopes {
+    /// got to ask with makes keys and codes as well: its holder is a person who signed in there. `is_access`: by its type it can be
+    /// no ID token (RFC 9068).
+    pub(super) fn scopes(&self, page: &str, is_access: bool) -> Scopes {
         let named: Vec<_> = ["scope", "scp"]
             .iter()
             .flat_map(|name| words(self.0.get(*name)))
             .collect();
-        let of_page = self.client() == page && !self.is_identity();
+        let of_page = self.client() == page && !self.is_identity(is_access);
         let otherwise = if of_page { Scopes::ALL } else { Scopes::BOTH };
         Scopes::named(&named.join(" ")).unwrap_or(otherwise)
     }
 
-    /// Whether it is an ID token (OpenID Connect Core §3.1.3.6, §3.3.2.11): it says who signed in, and other places get it too.
-    fn is_identity(&self) -> bool {
-        self.has("at_hash") || self.has("c_hash")
+    /// Whether it is an ID token (OpenID Connect Core §2, §3.1.3.6, §3.3.2.11): it says who signed in, and other places get it too.
+    fn is_identity(&self, is_access: bool) -> bool {
+        self.has("at_hash") || self.has("c_hash") || (self.has("nonce") && !is_access)
     }
 
     /// Whether it tells of something that happened (RFC 8417), as of somebody who signed out, and lets nobody in.
