@@ -63,7 +63,7 @@ export function openBrowser() {
 
 // Somebody with a browser of their own, at a page of this origin that signs people in at another.
 export async function person(browser, origin, issuer) {
-  const context = await browser.newContext({ viewport: SIZES.wide, colorScheme: 'light' });
+  const context = await browser.newContext({ viewport: SIZES.wide, colorScheme: 'light', reducedMotion: 'reduce' });
   context.setDefaultTimeout(PATIENCE);
   await context.grantPermissions(['clipboard-read', 'clipboard-write'], { origin });
   const page = await context.newPage();
