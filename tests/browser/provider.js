@@ -21,6 +21,8 @@ const DEVICE = 'urn:ietf:params:oauth:grant-type:device_code';
 const SCOPE = 'openid email api bridge';
 // The relay lets tokens live a minute longer, in case clocks differ: as this one's does.
 const BEHIND = 60;
+// How long one page may take, milliseconds.
+const PATIENCE = 30_000;
 
 const { accessLife = 3600, codeLife = 600 } = JSON.parse(process.argv[2] ?? '{}');
 
@@ -79,7 +81,10 @@ async function browse(url, filled) {
   let options = {};
   for (let step = 0; step < 30; step += 1) {
     const cookie = [...cookies].map(([name, value]) => `${name}=${value}`).join('; ');
-    const response = await fetch(url, { ...options, headers: { cookie }, redirect: 'manual' });
+    const signal = AbortSignal.timeout(PATIENCE);
+    const response = await fetch(url, { ...options, headers: { cookie }, redirect: 'manual', signal });
+    // Read to its end in any case, or its connection is not free again.
+    const page = await response.text();
     for (const set of response.headers.getSetCookie()) {
       const [, name, value] = set.match(/^([^=]*)=([^;]*)/);
       cookies.set(name, value);
@@ -91,7 +96,6 @@ async function browse(url, filled) {
       if (url.startsWith(CALLBACK)) return new URL(url);
       continue;
     }
-    const page = await response.text();
     const form = page.match(/<form[^>]*action="([^"]*)"[^>]*>([^]*?)<\/form>/);
     if (form === null) return page;
     const fields = new URLSearchParams();
