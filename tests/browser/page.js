@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict';
 import OpenAI from 'openai';
 import { Model, finish, say } from './model.js';
-import { Program, fits, openBrowser, person, planted, shows, signIn, step, watch } from './stage.js';
+import { addDesktop, fits, openBrowser, openRelay, person, planted, shows, signIn, step, watch } from './stage.js';
 
 const { tunnel, transport, home, pictures } = JSON.parse(process.argv[2]);
 const ANN = 'ann';
@@ -15,14 +15,7 @@ const BOB = 'bob';
 const EVIL = '<img src=x onerror="document.title=1"><script>document.title=2</script>';
 
 const model = await new Model().start();
-const provider = new Program(process.execPath, home, ['provider.js', '{}']);
-const { issuer } = JSON.parse((await provider.line(/^\{.*/))[0]);
-const relay = new Program(tunnel, home, [
-  'relay', '--listen', '127.0.0.1:0', '--data-dir', `${home}/relay`,
-  '--oidc-issuer', issuer, '--oidc-audience', 'https://relay.example.com', '--oidc-client-id', 'page',
-  '--oidc-allow-all',
-]);
-const origin = (await relay.line(/listens on (http:\/\/\S+)/))[1];
+const { issuer, origin } = await openRelay(tunnel, home);
 const browser = await openBrowser();
 const ann = await person(browser, origin, issuer);
 const bob = await person(browser, origin, issuer);
@@ -38,7 +31,7 @@ async function ask({ page }, text) {
   return model.next();
 }
 
-let bridge;
+let added;
 
 await step('ann signs in at the provider, and nothing of it stays in the address or outlives the tab', async () => {
   await signIn(ann, origin, ANN);
@@ -50,15 +43,8 @@ await step('ann signs in at the provider, and nothing of it stays in the address
 });
 
 await step('she adds a desktop with the two commands that the page gives', async () => {
-  await ann.page.getByRole('button', { name: 'Add a desktop' }).click();
-  await shows(ann.page.locator('#add-command'), /--code \S/);
-  const command = await ann.page.locator('#add-command').textContent();
-  const [, address, code, again] = command.match(/^tunnel bridge login --relay (\S+) --code (\S+)\ntunnel bridge --relay (\S+)$/);
-  assert.equal(new URL(address).origin, origin);
-  const login = new Program(tunnel, home, ['bridge', 'login', '--relay', address, '--code', code]);
-  assert.equal(await login.end(), 0, login.told());
-  bridge = new Program(tunnel, home, ['bridge', '--relay', again, '--name', 'box', '--upstream', model.address, '--transport', transport]);
-  await bridge.line(/connected/);
+  added = await addDesktop(ann.page, tunnel, home, ['--name', 'box', '--upstream', model.address, '--transport', transport]);
+  assert.deepEqual(added.addresses.map((address) => new URL(address).origin), [origin, origin]);
   await shows(ann.page.locator('#announce'), 'box is connected.');
   await ann.page.getByRole('dialog').waitFor({ state: 'hidden' });
   await shows(desktop(ann, 'box'), 'm1:latest');
@@ -221,7 +207,7 @@ await step('what is shared of a desktop that is away is told, and can be taken b
   await dialog.getByRole('button', { name: 'Share', exact: true }).click();
   await dialog.getByRole('button', { name: 'Take back from group staff' }).waitFor();
   await dialog.getByRole('button', { name: 'Close' }).click();
-  bridge.child.kill('SIGTERM');
+  added.bridge.child.kill('SIGTERM');
   const away = ann.page.getByRole('list', { name: 'Shared, but away' });
   await shows(away, 'box with group staff');
   await away.getByRole('button', { name: 'Take back box from group staff' }).click();

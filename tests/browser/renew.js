@@ -3,20 +3,13 @@
 
 import assert from 'node:assert/strict';
 import { Model, finish, say } from './model.js';
-import { Program, openBrowser, person, shows, signIn, step, watch } from './stage.js';
+import { addDesktop, openBrowser, openRelay, person, shows, signIn, step, watch } from './stage.js';
 
 const { tunnel, transport, home } = JSON.parse(process.argv[2]);
 const RENEWALS = 3;
 
 const model = await new Model().start();
-const provider = new Program(process.execPath, home, ['provider.js', '{"accessLife": 6}']);
-const { issuer } = JSON.parse((await provider.line(/^\{.*/))[0]);
-const relay = new Program(tunnel, home, [
-  'relay', '--listen', '127.0.0.1:0', '--data-dir', `${home}/relay`,
-  '--oidc-issuer', issuer, '--oidc-audience', 'https://relay.example.com', '--oidc-client-id', 'page',
-  '--oidc-allow-all',
-]);
-const origin = (await relay.line(/listens on (http:\/\/\S+)/))[1];
+const { issuer, origin } = await openRelay(tunnel, home, { accessLife: 6 });
 const ann = await person(await openBrowser(), origin, issuer);
 watch([ann]);
 const { page } = ann;
@@ -31,12 +24,7 @@ const renewed = (old) => page.waitForFunction((before) => {
 
 await step('ann signs in and adds a desktop', async () => {
   await signIn(ann, origin, 'ann');
-  await page.getByRole('button', { name: 'Add a desktop' }).click();
-  await shows(page.locator('#add-command'), /--code \S/);
-  const [, code] = (await page.locator('#add-command').textContent()).match(/--code (\S+)/);
-  const login = new Program(tunnel, home, ['bridge', 'login', '--relay', origin, '--code', code]);
-  assert.equal(await login.end(), 0, login.told());
-  new Program(tunnel, home, ['bridge', '--relay', origin, '--name', 'box', '--upstream', model.address, '--transport', transport]);
+  await addDesktop(page, tunnel, home, ['--name', 'box', '--upstream', model.address, '--transport', transport]);
   await page.getByRole('link', { name: 'Chat with box' }).click();
 });
 

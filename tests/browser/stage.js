@@ -52,6 +52,32 @@ export class Program {
   }
 }
 
+// A relay that people sign in at, with a provider that gives tokens so.
+export async function openRelay(tunnel, home, lives = {}) {
+  const provider = new Program(process.execPath, home, ['provider.js', JSON.stringify(lives)]);
+  const { issuer } = JSON.parse((await provider.line(/^\{.*/))[0]);
+  const relay = new Program(tunnel, home, [
+    'relay', '--listen', '127.0.0.1:0', '--data-dir', `${home}/relay`,
+    '--oidc-issuer', issuer, '--oidc-audience', 'https://relay.example.com', '--oidc-client-id', 'page',
+    '--oidc-allow-all',
+  ]);
+  const [, origin] = await relay.line(/listens on (http:\/\/\S+)/);
+  return { issuer, origin };
+}
+
+// Adds a desktop with the two commands that the page gives, and waits until it is connected.
+export async function addDesktop(page, tunnel, home, more) {
+  await page.getByRole('button', { name: 'Add a desktop' }).click();
+  await shows(page.locator('#add-command'), /--code \S/);
+  const commands = await page.locator('#add-command').textContent();
+  const [, first, code, again] = commands.match(/^tunnel bridge login --relay (\S+) --code (\S+)\ntunnel bridge --relay (\S+)$/);
+  const login = new Program(tunnel, home, ['bridge', 'login', '--relay', first, '--code', code]);
+  assert.equal(await login.end(), 0, login.told());
+  const bridge = new Program(tunnel, home, ['bridge', '--relay', again, ...more]);
+  await bridge.line(/connected/);
+  return { bridge, addresses: [first, again] };
+}
+
 // The Chromium that the environment names; nothing in it calls home.
 export function openBrowser() {
   const args = [

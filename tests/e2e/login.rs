@@ -48,6 +48,15 @@ async fn log_in(provider: &mut Provider, desktop: &Desktop, way: &str) -> Option
     login.ended().await
 }
 
+/// A desktop whose user signed in at a provider that gives tokens for so many seconds, and the relay that they are for.
+async fn signed_in(life: u64, way: &str) -> (Provider, TestRelay, Desktop) {
+    let mut provider = Provider::with(&json!({"accessLife": life})).await;
+    let relay = provider.relay().await;
+    let desktop = Desktop::of(relay.address);
+    assert_eq!(log_in(&mut provider, &desktop, way).await, Some(0));
+    (provider, relay, desktop)
+}
+
 fn kept(desktop: &Desktop) -> Value {
     let path = desktop.kept().pop().unwrap();
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
@@ -96,10 +105,7 @@ async fn chat_across_refreshes(relay: &TestRelay, desktop: &Desktop, transport: 
 
 on_each_transport! {
     async fn a_desktop_whose_user_signed_in_chats_on_while_its_token_is_refreshed(transport: Transport) {
-        let mut provider = Provider::with(&json!({"accessLife": LIFE})).await;
-        let relay = provider.relay().await;
-        let desktop = Desktop::of(relay.address);
-        assert_eq!(log_in(&mut provider, &desktop, "confirm").await, Some(0));
+        let (_provider, relay, desktop) = signed_in(LIFE, "confirm").await;
         let path = desktop.kept().pop().unwrap();
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         let before = kept(&desktop);
@@ -111,10 +117,7 @@ on_each_transport! {
     }
 
     async fn a_sign_in_that_is_over_says_so_and_another_one_is_taken_up(transport: Transport) {
-        let mut provider = Provider::with(&json!({"accessLife": LIFE})).await;
-        let relay = provider.relay().await;
-        let desktop = Desktop::of(relay.address);
-        assert_eq!(log_in(&mut provider, &desktop, "confirm").await, Some(0));
+        let (mut provider, _relay, desktop) = signed_in(LIFE, "confirm").await;
         let stolen = kept(&desktop)["refreshToken"].as_str().unwrap().to_owned();
         let mut bridge = desktop.start(&["bridge", "--transport", transport.name()]);
         bridge.error_line("connected").await;
@@ -129,10 +132,7 @@ on_each_transport! {
     }
 
     async fn a_sign_in_after_one_that_is_over_is_shown_on_the_same_link(transport: Transport) {
-        let mut provider = Provider::with(&json!({"accessLife": 60})).await;
-        let relay = provider.relay().await;
-        let desktop = Desktop::of(relay.address);
-        assert_eq!(log_in(&mut provider, &desktop, "confirm").await, Some(0));
+        let (mut provider, relay, desktop) = signed_in(60, "confirm").await;
         let mut old = kept(&desktop);
         // Its time has come, and the provider has nothing more to give.
         let end = oidc::now() + 15;
@@ -151,19 +151,13 @@ on_each_transport! {
 
 #[tokio::test]
 async fn somebody_with_chromium_lets_a_desktop_in() {
-    let mut provider = Provider::with(&json!({"accessLife": LIFE})).await;
-    let relay = provider.relay().await;
-    let desktop = Desktop::of(relay.address);
-    assert_eq!(log_in(&mut provider, &desktop, "chromium").await, Some(0));
+    let (_provider, relay, desktop) = signed_in(LIFE, "chromium").await;
     chat_across_refreshes(&relay, &desktop, Transport::Ws).await;
 }
 
 #[tokio::test]
 async fn a_desktop_that_slept_refreshes_before_it_connects_and_one_that_logged_out_does_not() {
-    let mut provider = Provider::with(&json!({"accessLife": LIFE})).await;
-    let relay = provider.relay().await;
-    let desktop = Desktop::of(relay.address);
-    assert_eq!(log_in(&mut provider, &desktop, "confirm").await, Some(0));
+    let (mut provider, relay, desktop) = signed_in(LIFE, "confirm").await;
     let path = desktop.kept().pop().unwrap();
     let mut old = kept(&desktop);
     // As it is after a night.
@@ -181,7 +175,8 @@ async fn a_desktop_that_slept_refreshes_before_it_connects_and_one_that_logged_o
     // The probe has what it needs, both for bridges and for requests.
     let probe = desktop.run(&["probe", "--only", "reach", "--json"]).await;
     let report: Value = serde_json::from_str(&probe.output).unwrap();
-    assert_eq!(report["summary"]["failed"], 0, "{}", probe.output);
+    let summary = &report["summary"];
+    assert!(summary["failed"] == 0 && summary["passed"] != 0, "{}", probe.output);
     bridge.stop().await;
 
     let token = kept(&desktop)["refreshToken"].as_str().unwrap().to_owned();
@@ -204,10 +199,7 @@ async fn a_desktop_that_slept_refreshes_before_it_connects_and_one_that_logged_o
 
 #[tokio::test]
 async fn programs_with_the_same_sign_in_refresh_it_once() {
-    let mut provider = Provider::with(&json!({"accessLife": LIFE})).await;
-    let relay = provider.relay().await;
-    let desktop = Desktop::of(relay.address);
-    assert_eq!(log_in(&mut provider, &desktop, "confirm").await, Some(0));
+    let (_provider, _relay, desktop) = signed_in(LIFE, "confirm").await;
     let path = desktop.kept().pop().unwrap();
     let refused = kept(&desktop)["accessToken"].as_str().unwrap().to_owned();
     let refused = Secret::new(&refused);
@@ -343,10 +335,7 @@ async fn a_relay_without_a_provider_asks_for_a_code() {
 
 #[tokio::test]
 async fn a_sign_in_that_cannot_be_kept_is_not_refreshed() {
-    let mut provider = Provider::with(&json!({"accessLife": LIFE})).await;
-    let relay = provider.relay().await;
-    let desktop = Desktop::of(relay.address);
-    assert_eq!(log_in(&mut provider, &desktop, "confirm").await, Some(0));
+    let (_provider, relay, desktop) = signed_in(LIFE, "confirm").await;
     let path = desktop.kept().pop().unwrap();
     let token = Secret::new(kept(&desktop)["accessToken"].as_str().unwrap());
     // What is written beside it first finds a folder in its place.
