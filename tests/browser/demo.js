@@ -2,7 +2,7 @@
 // Reads {"tunnel": PROGRAM, "home": FOLDER, "pictures": FOLDER|null} as its argument; ends with 0 if every promise was kept.
 
 import assert from 'node:assert/strict';
-import { Program, openBrowser, person, step, watch } from './stage.js';
+import { Program, openBrowser, person, shows, step, watch } from './stage.js';
 
 const { tunnel, home, pictures } = JSON.parse(process.argv[2]);
 
@@ -44,7 +44,7 @@ await step('keys, codes and usage work there too', async () => {
 await step('nothing went wrong so far, and the code is good once', async () => {
   assert.deepEqual(ann.complaints, []);
   await bob.page.goto(address);
-  await bob.page.getByLabel('Key or token').waitFor();
+  await shows(bob.page.locator('#signed-out-note'), 'used already');
   assert.equal(await bob.page.getByRole('navigation', { name: 'Main' }).count(), 0);
 });
 

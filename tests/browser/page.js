@@ -103,7 +103,7 @@ await step('an answer that breaks off says so, keeps what came, and can be tried
 
 await step('bob, who signs in too, sees nothing until ann shares', async () => {
   await signIn(bob, origin, BOB);
-  await bob.page.locator('#no-desktops').waitFor();
+  await shows(bob.page.locator('#no-desktops'), 'No desktop is connected.');
   await open(ann, 'Desktops');
   await ann.page.getByRole('button', { name: 'Share box' }).click();
   const dialog = ann.page.getByRole('dialog', { name: 'Share box' });
@@ -134,7 +134,7 @@ await step('what is taken back is gone at once, with what is under way', async (
   await answer(bob).getByRole('alert').waitFor();
   await ann.page.getByRole('dialog', { name: 'Share box' }).getByRole('button', { name: 'Close' }).click();
   await open(bob, 'Desktops');
-  await bob.page.locator('#no-desktops').waitFor();
+  await shows(bob.page.locator('#no-desktops'), 'No desktop is connected.');
   bob.expectFailures(false);
 });
 
@@ -215,6 +215,10 @@ await step('what is shared of a desktop that is away is told, and can be taken b
 });
 
 await step('signed out, nothing is left in the browser', async () => {
+  await open(ann, 'Chat');
+  await ann.page.locator('#chat-options summary').click();
+  await ann.page.getByLabel('Keep this conversation in this browser').check();
+  assert.equal(await ann.page.evaluate(() => localStorage.length), 1);
   await ann.page.getByRole('button', { name: 'Sign out' }).click();
   // The provider asks whether it may end its own session, too.
   await ann.page.waitForURL((url) => url.origin === issuer);

@@ -53,7 +53,10 @@ await step('a provider that cannot be reached signs nobody out', async () => {
   await page.route(ends, (route) => route.abort());
   await page.locator('#away').filter({ hasText: /\S/ }).waitFor();
   await main.waitFor();
-  await page.route(ends, (route) => route.fulfill({ status: 503, body: 'busy' }));
+  const busy = page.waitForResponse((answer) => answer.url() === ends && answer.status() === 503);
+  await page.route(ends, (route) => route.fulfill({ status: 503, body: 'busy', headers: { 'access-control-allow-origin': origin } }));
+  await busy;
+  await main.waitFor();
   const before = await token();
   await page.unroute(ends);
   await renewed(before);
