@@ -33,7 +33,7 @@ fn installed() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("browser");
-        for package in ["oidc-provider", "playwright-core", "openai"] {
+        for package in ["oidc-provider", "playwright-core", "openai", "jsqr"] {
             assert!(
                 folder.join("node_modules").join(package).is_dir(),
                 "the npm package {package} is not in {}: run tests/run once, which installs it (it needs node and npm)",
