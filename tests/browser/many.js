@@ -55,19 +55,20 @@ watch([ann]);
 const { page } = ann;
 const list = page.getByRole('list', { name: 'Desktops' });
 
+// Tells the page how the desktops are at this turn.
+let say;
+
 await step(`${MANY} desktops are there`, async () => {
   await page.goto(origin);
   await page.getByLabel('Key or token').fill('tun_00000000000000000000000000');
   await page.getByRole('button', { name: 'Use it' }).click();
   const events = await listened;
-  const say = (turn) => events.write(`${JSON.stringify({ type: 'bridges', bridges: bridges(turn), gone: [] })}\n`);
+  say = (turn) => events.write(`${JSON.stringify({ type: 'bridges', bridges: bridges(turn), gone: [] })}\n`);
   say(1);
   await list.getByRole('article', { name: `box-${MANY - 1}`, exact: true }).waitFor();
-  listener = say;
 });
 
 await step('what changes is their words, and nothing else', async () => {
-  const say = listener;
   await page.evaluate(() => {
     const seen = { moved: 0, frames: [] };
     window.seen = seen;

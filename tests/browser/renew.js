@@ -61,22 +61,27 @@ await step('a provider that cannot be reached signs nobody out', async () => {
   await page.unroute(ends);
   await renewed(before);
   await page.locator('#away').waitFor({ state: 'hidden' });
+  ann.expectFailures(false);
 });
 
 await step('a relay that is in trouble while the page is reloaded costs nobody the sign-in', async () => {
+  ann.expectFailures(true);
   await page.route(`${origin}/-/me`, (route) => route.fulfill({ status: 503, json: { error: 'the relay is restarting' } }));
   await page.reload();
   await shows(page.locator('#away'), 'The relay is restarting.');
   await page.unroute(`${origin}/-/me`);
   await main.waitFor();
+  ann.expectFailures(false);
 });
 
 await step('a sign-in that the provider ended is over, and the page says so', async () => {
+  ann.expectFailures(true);
   await page.route(`${issuer}/token`, (route) => route.fulfill({
     status: 400, json: { error: 'invalid_grant' }, headers: { 'access-control-allow-origin': origin },
   }));
   await shows(page.locator('#signed-out-note'), 'Your sign-in has ended.');
   await page.getByRole('button', { name: 'Sign in' }).waitFor();
+  ann.expectFailures(false);
 });
 
 await step('no error, no violation of the policy, no request to anybody else', async () => {
