@@ -19,7 +19,6 @@ export class Failure extends Error {
     super(REMEDIES[code] ?? sentence(detail) + (code === 'overloaded' ? ' Try again in a moment.' : ''));
     this.code = code;
     this.status = status;
-    this.detail = detail;
   }
 }
 

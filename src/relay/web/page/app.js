@@ -36,8 +36,8 @@ function place() {
 function showView() {
   if (me === null) return;
   const [name, detail] = place();
-  if (current !== null && current !== name) VIEWS[current].leave?.();
-  const moved = current !== null && current !== name;
+  const isOther = current !== null && current !== name;
+  if (isOther) VIEWS[current].leave?.();
   current = name;
   for (const other of Object.keys(VIEWS)) show(byId(`view-${other}`), other === name);
   for (const link of document.querySelectorAll('nav a')) {
@@ -47,7 +47,7 @@ function showView() {
   document.title = `${byId(`${name}-title`).textContent} · tunnel`;
   byId('main').scrollTop = 0;
   // Who moves by keyboard or ear is at the beginning of what is new.
-  if (moved) byId('main').focus({ preventScroll: true });
+  if (isOther) byId('main').focus({ preventScroll: true });
   VIEWS[name].enter?.(detail);
 }
 

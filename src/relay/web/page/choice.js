@@ -88,7 +88,7 @@ export class Choice {
     this.modelSelect.replaceChildren();
   }
 
-  async refresh(now = false) {
+  refresh(now = false) {
     // While it is not looked at, nothing is asked of desktops.
     if (!now && this.desktopSelect.offsetParent === null) return;
     const before = this.address;
@@ -101,7 +101,6 @@ export class Choice {
     }
     const isUnknown = desktops.has(this.address) && !lastKnown(this.address)?.models && !this.isAsking;
     if (now || this.address !== before || isUnknown) this.shown = this.showModels();
-    await this.shown;
   }
 
   // Resolves once it is known what can be asked, or when that takes too long.

@@ -32,7 +32,7 @@ function setState(state, problem = '') {
   if (live.state === state && live.problem === problem) return;
   live.state = state;
   live.problem = problem;
-  tell('state', state);
+  tell('state');
 }
 
 function flush() {

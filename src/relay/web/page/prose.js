@@ -10,7 +10,7 @@ const INLINE = /(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)|\*\*(\S(?:.*?\S)?)\*\*/g;
 const LONGEST = 2000;
 
 // The blocks of a text, and where in it each begins. One that is not ended yet is a block all the same.
-export function blocks(text) {
+function blocks(text) {
   const found = [];
   let open = null;
   let at = 0;

@@ -174,7 +174,7 @@ class Grid {
 }
 
 // The cells of the code for a text, true where they are dark.
-export function cells(text) {
+function cells(text) {
   const octets = new TextEncoder().encode(text);
   const version = 1 + VERSIONS.findIndex((blocks, at) => octets.length * 8 + 4 + countBits(at + 1) <= capacity(blocks) * 8);
   if (version === 0) return null;

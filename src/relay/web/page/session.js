@@ -132,8 +132,6 @@ class Refused extends Error {}
 
 // Whether somebody is still signed in cannot be told now.
 class Unknown extends Error {
-  status = 0;
-
   constructor() {
     super('Your sign-in cannot be renewed right now; it is tried again by itself.');
   }

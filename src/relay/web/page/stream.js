@@ -3,7 +3,7 @@
 // No line that is meant for this page comes near it, characters.
 const LONGEST = 16 * 1024 * 1024;
 
-export async function* lines(response) {
+async function* lines(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = '';
   try {

@@ -9,7 +9,7 @@ export function questionTurn(text) {
 }
 
 // What is known of an answer's speed, in words.
-export function facts({ firstMs, rate, tokens }) {
+function facts({ firstMs, rate, tokens }) {
   const known = [];
   if (firstMs !== undefined) known.push(`First token after ${seconds(firstMs)}`);
   if (rate) known.push(`${rate.toFixed(1)} tokens/s`);
@@ -23,7 +23,7 @@ export class AnswerTurn {
     this.thinking = el('details', { hidden: true }, el('summary', {}, 'Thinking'), this.thought);
     this.text = el('div', { class: 'text prose' });
     this.facts = el('p', { class: 'facts' });
-    this.element = el('article', { class: 'turn answer', 'aria-label': 'Answer' },
+    this.element = el('article', { class: 'turn', 'aria-label': 'Answer' },
       el('h2', {}, model), this.thinking, this.text, this.facts);
     this.prose = new Prose(this.text);
   }
@@ -40,10 +40,9 @@ export class AnswerTurn {
     setText(this.facts, facts(known));
   }
 
-  // Says what went wrong, once, and what can be done.
+  // Says what went wrong, and what can be done.
   fail(text, again) {
-    this.element.querySelector('.failed')?.remove();
-    const button = again && el('button', { class: 'small', onclick: again }, 'Try again');
+    const button = el('button', { class: 'small', onclick: again }, 'Try again');
     this.element.append(el('div', { class: 'failed' }, el('p', { role: 'alert' }, text), button));
   }
 

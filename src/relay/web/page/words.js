@@ -10,8 +10,8 @@ export const compact = (value) => short.format(value);
 export const day = (ms) => days.format(ms);
 export const moment = (ms) => moments.format(ms);
 
-export function count(value, one, many = `${one}s`) {
-  return `${number(value)} ${value === 1 ? one : many}`;
+export function count(value, one) {
+  return `${number(value)} ${value === 1 ? one : `${one}s`}`;
 }
 
 // A length of time in its largest unit.
