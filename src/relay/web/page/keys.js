@@ -13,6 +13,8 @@ let may = false;
 // When the token of the relay ends that is used here, seconds since 1970: no key outlives it. A sign-in bounds none.
 let most = null;
 let revoking = null;
+// Which asking for the keys is the last one: the answer to another is old, or was meant for somebody else.
+let asking = 0;
 
 function state(key) {
   if (key.revoked !== null) return 'revoked';
@@ -46,15 +48,18 @@ function row(key) {
 }
 
 async function list() {
+  asking += 1;
+  const turn = asking;
   try {
     const { keys } = await askJson('-/keys');
+    if (turn !== asking) return;
     setText(byId('keys-error'), '');
     byId('keys-rows').replaceChildren(...keys.map(row));
     show(byId('keys-box'), keys.length > 0);
     setText(byId('keys-need'), 'No key yet.');
     show(byId('keys-need'), keys.length === 0);
   } catch (error) {
-    setText(byId('keys-error'), error.message);
+    if (turn === asking) setText(byId('keys-error'), error.message);
   }
 }
 
@@ -151,6 +156,7 @@ byId('revoke-yes').addEventListener('click', () => during(byId('revoke-yes'), re
 
 export const keysView = {
   begin() {
+    asking += 1;
     show(byId('keys-box'), false);
     byId('keys-rows').replaceChildren();
     setText(byId('keys-error'), '');

@@ -31,6 +31,8 @@ function problem(text) {
 
 // All shares of the user, as they were told last.
 let shares = [];
+// Which asking for them is the last one: the answer to another is old, or was meant for somebody else.
+let asking = 0;
 
 function item(share, words, act) {
   const button = el('button', {
@@ -40,7 +42,11 @@ function item(share, words, act) {
 }
 
 async function list() {
-  ({ shares } = await askJson('-/shares'));
+  asking += 1;
+  const turn = asking;
+  const told = await askJson('-/shares');
+  if (turn !== asking) return;
+  ({ shares } = told);
   showAway();
   if (bridge === null) return;
   const own = shares.filter((share) => share.bridge === bridge.id);
@@ -126,6 +132,7 @@ export function openShare(desktop) {
 // Asks anew what is shared of desktops that are away; for nobody, there is nothing.
 export async function lookAway(may) {
   if (!may) {
+    asking += 1;
     shares = [];
     showAway();
     return;

@@ -27,7 +27,8 @@ const shortDay = new Intl.DateTimeFormat('en', { day: 'numeric', month: 'short',
 const longDay = new Intl.DateTimeFormat('en', { day: 'numeric', month: 'long', year: 'numeric', timeZone: 'UTC' });
 
 let answer = null;
-let drawn = null;
+// Which asking is the last one: the answer to another is old, or was meant for somebody else.
+let asking = 0;
 
 // The largest of what is asked for, each as [id, name], and the rest as one.
 function series(lines, which, value) {
@@ -86,16 +87,17 @@ function draw() {
 async function load() {
   const ofPeople = byId('usage-by').value === 'person';
   const query = `days=${byId('usage-days').value}&per=day${ofPeople ? '&of=bridges' : ''}`;
-  drawn = query;
+  asking += 1;
+  const turn = asking;
   try {
     const found = await askJson(`api/bridge/usage?${query}`);
-    if (drawn !== query) return;
+    if (turn !== asking) return;
     answer = found;
     setText(byId('usage-error'), found.hasMore ? 'There is more than can be shown at once; choose a shorter period.' : '');
     setText(byId('usage-of'), ofPeople ? 'What everybody used on your desktops. Days are those of UTC.' : 'What you used, on any desktop. Days are those of UTC.');
     draw();
   } catch (error) {
-    if (drawn === query) setText(byId('usage-error'), error.message);
+    if (turn === asking) setText(byId('usage-error'), error.message);
   }
 }
 
@@ -111,7 +113,7 @@ new ResizeObserver(([{ contentRect }]) => {
 export const usageView = {
   begin() {
     answer = null;
-    drawn = null;
+    asking += 1;
     for (const id of ['usage-total', 'usage-chart', 'usage-legend', 'usage-head', 'usage-rows']) byId(id).replaceChildren();
     setText(byId('usage-error'), '');
   },
