@@ -74,7 +74,7 @@ export async function addDesktop(page, tunnel, home, more) {
   const login = new Program(tunnel, home, ['bridge', 'login', '--relay', first, '--code', code]);
   assert.equal(await login.end(), 0, login.told());
   const bridge = new Program(tunnel, home, ['bridge', '--relay', again, ...more]);
-  await bridge.line(/connected/);
+  await bridge.line(/connected relay=/);
   return { bridge, addresses: [first, again] };
 }
 
