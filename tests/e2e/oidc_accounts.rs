@@ -1,79 +1,51 @@
 //! Sign-in at a relay that keeps accounts: who signed in is listed once, and can be shut out; and which options make no relay.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tunnel::bridge::config::TokenSource;
 use tunnel::token::Secret;
 
+use crate::harness::accounts::{Database, Site};
 use crate::harness::oidc::{AUDIENCE, Key, Provider};
-use crate::harness::process::{Ended, Process, command, run};
-use crate::harness::{Caller, TestBridge, Upstream, json as read_json, on_each_transport, text, within};
+use crate::harness::process::{Ended, command, run};
+use crate::harness::{TestBridge, Upstream, json as read_json, on_each_transport, text, within};
 
-/// Between two looks at what cannot be waited for.
-const PAUSE: Duration = Duration::from_millis(20);
-
-struct Place {
-    home: TempDir,
-    _relay: Process,
-    address: SocketAddr,
+/// A relay that trusts the provider.
+async fn trusting(provider: &Provider) -> Site {
+    let issuer = provider.issuer();
+    let rule = ["--oidc-allow", "email=*@example.com"];
+    let site = Site::new(Database::Sqlite).await;
+    site.serving(&[options(&issuer).as_slice(), &rule].concat())
 }
 
-impl Place {
-    async fn trusting(provider: &Provider) -> Self {
-        let home = tempfile::tempdir().unwrap();
-        let issuer = provider.issuer();
-        let folder = home.path().join("data");
-        let data = ["--data-dir", folder.to_str().unwrap()];
-        let options = [
-            data.as_slice(),
-            &options(&issuer),
-            &["--oidc-allow", "email=*@example.com"],
-        ]
-        .concat();
-        let (relay, address) = Process::relay(home.path(), &options).await;
-        Self {
-            home,
-            _relay: relay,
-            address,
+/// Waits until so many are in the list.
+async fn listed(site: &Site, number: usize) -> Vec<Value> {
+    within("the list", async {
+        loop {
+            let listed = site.list(&["token", "list"]).await;
+            if listed.len() >= number {
+                return listed;
+            }
         }
-    }
+    })
+    .await
+}
 
-    async fn run(&self, arguments: &[&str]) -> String {
-        let folder = self.home.path().join("data");
-        let arguments = [&["relay"], arguments, &["--data-dir", folder.to_str().unwrap()]].concat();
-        let ended = run(command(self.home.path(), &arguments)).await;
-        assert_eq!(ended.code, Some(0), "{}", ended.errors);
-        ended.output
-    }
+/// What the caller is told of its bridges.
+async fn status(site: &Site, credential: &str) -> u16 {
+    let response = site.caller(credential).await.get("/api/bridge").await;
+    response.status().as_u16()
+}
 
-    async fn tokens(&self) -> Vec<Value> {
-        serde_json::from_str(&self.run(&["token", "list", "--json"]).await).unwrap()
-    }
-
-    /// Waits until so many are in the list.
-    async fn listed(&self, number: usize) {
-        within("the list", async {
-            while self.tokens().await.len() < number {
-                tokio::time::sleep(PAUSE).await;
-            }
-        })
-        .await;
-    }
-
-    /// Waits until the caller is answered so.
-    async fn answers(&self, token: &str, status: u16) {
-        within("the answer that is expected", async {
-            let mut caller = Caller::connect(self.address, token).await;
-            while caller.get("/api/bridge").await.status() != status {
-                tokio::time::sleep(PAUSE).await;
-                caller = Caller::connect(self.address, token).await;
-            }
-        })
-        .await;
-    }
+/// Waits until the caller is told so.
+async fn told(site: &Site, credential: &str, expected: u16) {
+    within("the answer that is expected", async {
+        while status(site, credential).await != expected {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
 }
 
 fn options(issuer: &str) -> [&str; 6] {
@@ -98,74 +70,72 @@ fn token(provider: &Provider, client: &str, number: u32) -> String {
 on_each_transport! {
     async fn who_signed_in_is_listed_once_and_cut_off_when_disabled(transport: Transport) {
         let provider = Provider::start(&[Key::rsa("one")]).await;
-        let place = Place::trusting(&provider).await;
+        let site = trusting(&provider).await;
+        let _relay = site.relay().await;
         let upstream = Upstream::scripted().await;
-        let desktop = TestBridge::between(place.address, upstream.address)
+        let desktop = TestBridge::between(site.address, upstream.address)
             .token(TokenSource::Given(Secret::new(&token(&provider, "desktop", 1))))
             .transport(transport)
             .start()
             .await;
         for number in 1..5 {
-            place.answers(&token(&provider, "page", number), 200).await;
+            told(&site, &token(&provider, "page", number), 200).await;
         }
-        place.listed(2).await;
-        let listed = place.tokens().await;
-        assert_eq!(listed.len(), 2, "{listed:?}");
-        for one in &listed {
+        for one in listed(&site, 2).await {
             assert!(one["id"].as_str().unwrap().starts_with("oidc:"), "{one}");
             assert_eq!(one["user"], "ann");
         }
-        place.run(&["user", "disable", "ann"]).await;
+        site.output(&["user", "disable", "ann"]).await;
         desktop.disconnected().await;
-        place.answers(&token(&provider, "page", 9), 403).await;
-        place.run(&["user", "enable", "ann"]).await;
-        place.answers(&token(&provider, "page", 9), 200).await;
+        told(&site, &token(&provider, "page", 9), 403).await;
+        site.output(&["user", "enable", "ann"]).await;
+        told(&site, &token(&provider, "page", 9), 200).await;
+        // By now all that was seen before is written.
+        let all = listed(&site, 2).await;
+        assert_eq!(all.len(), 2, "{all:?}");
     }
 }
 
 #[tokio::test]
 async fn a_program_is_shut_out_for_good_when_its_sign_in_is_taken_back() {
     let provider = Provider::start(&[Key::rsa("one")]).await;
-    let place = Place::trusting(&provider).await;
-    place.answers(&token(&provider, "page", 1), 200).await;
-    place.listed(1).await;
-    let listed = place.tokens().await;
-    let id = listed[0]["id"].as_str().unwrap().to_owned();
-    place.run(&["token", "revoke", &id]).await;
-    place.answers(&token(&provider, "page", 1), 401).await;
-    place.answers(&token(&provider, "page", 2), 401).await;
-    place.answers(&token(&provider, "desktop", 1), 200).await;
+    let site = trusting(&provider).await;
+    let _relay = site.relay().await;
+    told(&site, &token(&provider, "page", 1), 200).await;
+    let id = listed(&site, 1).await[0]["id"].as_str().unwrap().to_owned();
+    site.output(&["token", "revoke", &id]).await;
+    told(&site, &token(&provider, "page", 1), 401).await;
+    assert_eq!(status(&site, &token(&provider, "page", 2)).await, 401);
+    assert_eq!(status(&site, &token(&provider, "desktop", 1)).await, 200);
 }
 
 #[tokio::test]
 async fn who_was_deleted_may_sign_in_anew_but_not_with_what_was_issued_before() {
     let provider = Provider::start(&[Key::rsa("one")]).await;
-    let place = Place::trusting(&provider).await;
+    let site = trusting(&provider).await;
+    let _relay = site.relay().await;
     let before = token(&provider, "page", 1);
-    place.answers(&before, 200).await;
-    place.listed(1).await;
-    place.run(&["user", "delete", "ann"]).await;
-    place.answers(&before, 401).await;
+    told(&site, &before, 200).await;
+    listed(&site, 1).await;
+    site.output(&["user", "delete", "ann"]).await;
+    told(&site, &before, 401).await;
     within("a token that is newer than that", async {
         let mut number = 2;
-        let status = async |token: &str| {
-            let mut caller = Caller::connect(place.address, token).await;
-            caller.get("/api/bridge").await.status()
-        };
-        while status(&token(&provider, "page", number)).await != 200 {
-            tokio::time::sleep(PAUSE).await;
+        while status(&site, &token(&provider, "page", number)).await != 200 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
             number += 1;
         }
     })
     .await;
-    place.answers(&before, 401).await;
+    assert_eq!(status(&site, &before).await, 401);
 }
 
 #[tokio::test]
 async fn who_signed_in_on_the_page_makes_keys_and_codes_unless_the_token_names_other_scopes() {
     let key = Key::rsa("one");
     let provider = Provider::start(std::slice::from_ref(&key)).await;
-    let place = Place::trusting(&provider).await;
+    let site = trusting(&provider).await;
+    let _relay = site.relay().await;
     let ann = json!({"email": "ann@example.com", "email_verified": true});
     let naming = |scope: &str| {
         let mut more = ann.clone();
@@ -186,7 +156,7 @@ async fn who_signed_in_on_the_page_makes_keys_and_codes_unless_the_token_names_o
         key.sign(&json!({"alg": key.algorithm(), "kid": key.kid}), &claims)
     };
     let person = provider.token_with("ann", &ann);
-    place.answers(&person, 200).await;
+    told(&site, &person, 200).await;
     for (token, status) in [
         (person.clone(), 201),
         (with("azp", json!("page")), 201),
@@ -206,31 +176,31 @@ async fn who_signed_in_on_the_page_makes_keys_and_codes_unless_the_token_names_o
         (naming("bridge api"), 403),
     ] {
         for path in ["/-/keys", "/-/pair"] {
-            let response = Caller::connect(place.address, &token).await.post(path, "{}").await;
+            let response = site.caller(&token).await.post(path, "{}").await;
             assert_eq!(response.status(), status, "{path}");
         }
     }
-    let mut caller = Caller::connect(place.address, &person).await;
+    let mut caller = site.caller(&person).await;
     let made = read_json(caller.post("/-/keys", "{}").await).await;
     assert_eq!(made["expires"], Value::Null, "the token of the hour ends nothing");
     assert_eq!(caller.post("/-/token/renew", "").await.status(), 400);
     let key = made["key"].as_str().unwrap();
-    place.answers(key, 200).await;
-    let mut caller = Caller::connect(place.address, key).await;
+    told(&site, key, 200).await;
+    let mut caller = site.caller(key).await;
     let refused = text(caller.post("/-/keys", "{}").await).await;
     assert!(
         refused.contains("signing in on a page gives and a key cannot"),
         "{refused}"
     );
     assert_eq!(caller.post("/-/token/renew", "").await.status(), 403);
-    place.run(&["user", "disable", "ann"]).await;
-    place.answers(key, 403).await;
-    place.answers(&person, 403).await;
-    place.run(&["user", "enable", "ann"]).await;
-    place.answers(key, 200).await;
-    place.run(&["key", "revoke", made["id"].as_str().unwrap()]).await;
-    place.answers(key, 401).await;
-    place.answers(&person, 200).await;
+    site.output(&["user", "disable", "ann"]).await;
+    told(&site, key, 403).await;
+    told(&site, &person, 403).await;
+    site.output(&["user", "enable", "ann"]).await;
+    told(&site, key, 200).await;
+    site.output(&["key", "revoke", made["id"].as_str().unwrap()]).await;
+    told(&site, key, 401).await;
+    told(&site, &person, 200).await;
 }
 
 #[tokio::test]
