@@ -89,6 +89,21 @@ pub(crate) async fn say(socket: &mut Socket, message: &serde_json::Value) {
     socket.send(Message::text(message.to_string())).await.unwrap();
 }
 
+/// Waits until the relay has read all that was sent; the session must go on.
+pub(crate) async fn heard(socket: &mut Socket) {
+    let mark = b"mark".as_slice();
+    socket.send(Message::Ping(mark.into())).await.unwrap();
+    within("the relay's pong", async {
+        while let Some(message) = socket.next().await {
+            if matches!(message.unwrap(), Message::Pong(payload) if payload == mark) {
+                return;
+            }
+        }
+        panic!("the session ended early");
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn broken_frames_overruns_and_floods_end_that_session_and_touch_no_other() {
     let path = Path::scripted(Transport::Ws).await;

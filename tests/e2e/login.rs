@@ -120,7 +120,7 @@ on_each_transport! {
         let (mut provider, _relay, desktop) = signed_in(LIFE, "confirm").await;
         let stolen = kept(&desktop)["refreshToken"].as_str().unwrap().to_owned();
         let mut bridge = desktop.start(&["bridge", "--transport", transport.name()]);
-        bridge.error_line("connected").await;
+        bridge.error_line("connected relay=").await;
         bridge.error_line("the sign-in was refreshed").await;
         // The provider sees it used twice, and trusts neither.
         assert_eq!(provider.say(&format!("reuse {stolen}")).await["error"], "invalid_grant");
@@ -128,7 +128,7 @@ on_each_transport! {
         assert!(said.contains("sign in again with: tunnel bridge login"), "{said}");
         bridge.error_line("not connected").await;
         assert_eq!(log_in(&mut provider, &desktop, "confirm").await, Some(0));
-        bridge.error_line("connected").await;
+        bridge.error_line("connected relay=").await;
     }
 
     async fn a_sign_in_after_one_that_is_over_is_shown_on_the_same_link(transport: Transport) {

@@ -46,7 +46,7 @@ on_each_transport! {
             let upstream = format!("http://{}", upstream.address);
             let arguments = ["bridge", "--transport", transport.name(), "--upstream", &upstream];
             let mut bridge = Process::start(command(desktop.home.path(), &arguments));
-            bridge.error_line("connected").await;
+            bridge.error_line("connected relay=").await;
             assert_eq!(site.status(token.trim()).await, 403, "it is for bridges only");
             let caller = site.token("ann").await;
             site.answered(&caller, 200).await;
@@ -73,7 +73,7 @@ on_each_transport! {
         let path = desktop.kept().remove(0);
         let first = std::fs::read_to_string(&path).unwrap();
         let mut bridge = Process::start(command(desktop.home.path(), &["bridge", "--transport", transport.name()]));
-        bridge.error_line("connected").await;
+        bridge.error_line("connected relay=").await;
         bridge.error_line("the token was renewed").await;
         assert_ne!(std::fs::read_to_string(&path).unwrap(), first);
     }

@@ -13,15 +13,10 @@ use tunnel::bridge::config::TokenSource;
 use tunnel::token::Secret;
 use tunnel::transport::full;
 
-use crate::harness::accounts::{Database, EACH, Site};
+use crate::harness::accounts::{Database, EACH, Site, notice};
 use crate::harness::bridge::Transport;
 use crate::harness::upstream::Answer;
 use crate::harness::{Caller, TestBridge, Upstream, chunk, get, on_each_transport, text, within};
-
-/// What a relay that runs may take to notice: a second, which the long run asserts; the short one may share its machine with others.
-fn notice() -> Duration {
-    Duration::from_secs(if crate::harness::long() { 1 } else { 3 })
-}
 
 /// A relay at which nobody waits for a bridge.
 pub(crate) async fn site(database: Database) -> Site {

@@ -86,7 +86,7 @@ impl Process {
         let mut command = command(home, &arguments);
         command.env("TUNNEL_TOKEN", token);
         let mut bridge = Self::start(command);
-        bridge.error_line("connected").await;
+        bridge.error_line("connected relay=").await;
         bridge
     }
 
