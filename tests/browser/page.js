@@ -4,7 +4,7 @@
 
 import assert from 'node:assert/strict';
 import OpenAI from 'openai';
-import { readCode } from './code.js';
+import { readDrawing } from './code.js';
 import { Model, finish, say } from './model.js';
 import { addDesktop, fits, openBrowser, openRelay, person, planted, shows, signIn, step, watch } from './stage.js';
 
@@ -153,7 +153,7 @@ await step('a key that the page makes serves an OpenAI client, until it is revok
   assert.match(apiKey, /^tun_[0-9a-z]{26}$/);
   assert.equal(await ann.page.locator('#new-key-url').textContent(), origin);
   const code = ann.page.getByRole('img', { name: 'QR code of base URL and key' });
-  assert.equal(await readCode(code), `${origin}\n${apiKey}`);
+  assert.equal(await readDrawing(code), `${origin}\n${apiKey}`);
   await ann.pictures(pictures, 'key');
   await ann.page.getByRole('button', { name: 'Done' }).click();
   const client = new OpenAI({ baseURL: `${origin}/v1`, apiKey, maxRetries: 0 });

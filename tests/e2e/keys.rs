@@ -14,6 +14,7 @@ use tunnel::transport::{empty, full};
 
 use crate::harness::accounts::{Database, EACH, Site, id_of, notice};
 use crate::harness::bridge::Transport;
+use crate::harness::browser::script;
 use crate::harness::upstream::Answer;
 use crate::harness::{Caller, TestBridge, Upstream, chunk, get, json as read_json, on_each_transport, text, within};
 
@@ -302,7 +303,14 @@ async fn a_key_is_drawn_for_a_phone_with_the_relays_address() {
         .await;
     let (key, picture) = drawn.split_once('\n').unwrap();
     assert!(key.starts_with("tun_"));
-    assert!(picture.lines().count() > 15 && picture.contains('█'), "{picture}");
+    let read = script("scan.js", &json!({"drawn": picture})).output();
+    let read = within("the phone", read).await.unwrap();
+    let told = String::from_utf8_lossy(&read.stderr);
+    assert!(read.status.success(), "{told}");
+    assert_eq!(
+        String::from_utf8(read.stdout).unwrap(),
+        format!("https://relay.example.com\n{key}\n")
+    );
     let without = site.run(&["key", "add", "--user", "ann", "--qr"]).await;
     assert_eq!(without.code, Some(2));
     assert!(without.errors.contains("--public-url"), "{}", without.errors);
