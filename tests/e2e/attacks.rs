@@ -108,6 +108,7 @@ async fn a_public_key_is_no_secret_in_whatever_form_and_time_is_up_after_the_lee
     let provider = Provider::start(std::slice::from_ref(&key)).await;
     let relay = trusting(&provider).await;
     let claims = provider.claims("ann");
+    assert_eq!(status(&relay, &key.token(&claims)).await, 200);
     let pem = STANDARD.encode(key.public());
     let lines: Vec<_> = pem.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
     let pem = format!(

@@ -255,6 +255,7 @@ async fn a_token_for_another_host_is_asked_for_only_if_its_owner_says_so() {
     let another = [&login[..], &["--audience", "https://elsewhere.example.com"]].concat();
     let refused = desktop.run(&another).await;
     assert_eq!(refused.code, Some(2), "{}", refused.errors);
+    assert!(refused.errors.contains("has another one, https://relay.example.com"));
     assert!(!refused.errors.contains("user_code"), "{}", refused.errors);
 }
 
