@@ -331,7 +331,7 @@ async fn the_command_in_the_unit_is_a_bridge_that_connects() {
     let line = desk.exec_start();
     let arguments: Vec<_> = line.split(' ').skip(1).collect();
     let mut bridge = Process::start(process::command(&desk.path("home"), &arguments));
-    bridge.error_line("connected").await;
+    bridge.error_line("connected relay=").await;
     ready(&relay, "ann").await;
 }
 

@@ -48,7 +48,7 @@ impl Desk {
             // As a shell does, so that Ctrl-C reaches the bridge and not the tests.
             .process_group(0);
         let mut bridge = Process::start(command);
-        bridge.error_line("connected").await;
+        bridge.error_line("connected relay=").await;
         ready(&relay, "ann").await;
         Self {
             folder,

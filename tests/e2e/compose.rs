@@ -265,7 +265,7 @@ async fn relay_and_desktop_of_compose_run_as_the_user_of_the_image_and_carry_a_r
         .with("TUNNEL_CA_FILE", &machine.file("root.pem", &pebble.root().await));
     fs::write(state.join("bridge.token"), &token.output).unwrap();
     let mut desktop = Process::start(bridge.command(&machine.program(), &bridge.words));
-    desktop.error_line("connected").await;
+    desktop.error_line("connected relay=").await;
     let tls = pebble.connector(&[]).await;
     let mut caller = Caller::connect_tls(ports.tls, "localhost", &tls, token.output.trim()).await;
     let ((), response) = tokio::join!(

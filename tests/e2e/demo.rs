@@ -137,7 +137,7 @@ on_each_transport! {
         let transport = if transport == Transport::Poll { "poll" } else { "ws" };
         let arguments = ["bridge", "--name", "laptop", "--transport", transport];
         let mut bridge = Process::start(command(demo.home.path(), &arguments));
-        bridge.error_line("connected").await;
+        bridge.error_line("connected relay=").await;
         let mut ear = Ear::of(Caller::connect(demo.address, &token).await).await;
         within("both desktops", async { while ear.bridges.len() < 2 { assert!(ear.hear().await); } }).await;
         assert_eq!(ear.bridges["laptop"]["transport"], transport);
