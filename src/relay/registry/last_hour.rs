@@ -1,4 +1,4 @@
-//! What a bridge did in the last hour: twelve buckets of five minutes, made when there is something to put into them.
+//! What a bridge did in the last hour: twelve buckets of five minutes.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -31,9 +31,16 @@ impl Done {
     }
 }
 
-/// The last hour of one bridge, over whatever connections. One that did nothing holds next to nothing.
-#[derive(Debug, Default)]
-pub struct LastHour(Mutex<Option<Box<Ring>>>);
+/// The last hour of one bridge, over whatever connections. All its room is there from the beginning: made amid a burst, it would
+/// keep the memory around it from being given back.
+#[derive(Debug)]
+pub struct LastHour(Mutex<Ring>);
+
+impl Default for LastHour {
+    fn default() -> Self {
+        Self(Mutex::new(Ring::begin()))
+    }
+}
 
 #[derive(Debug)]
 struct Ring {
@@ -47,19 +54,17 @@ impl LastHour {
     /// Adds what was done now.
     pub fn add(&self, done: Done) {
         let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let ring = ring.get_or_insert_with(|| Box::new(Ring::begin()));
         ring.turn();
-        ring.buckets[(ring.newest % BUCKETS) as usize].add(done);
+        let newest = (ring.newest % BUCKETS) as usize;
+        ring.buckets[newest].add(done);
     }
 
     /// All of it.
     pub fn sum(&self) -> Done {
         let mut sum = Done::default();
         let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(ring) = ring.as_mut() {
-            ring.turn();
-            ring.buckets.iter().for_each(|done| sum.add(*done));
-        }
+        ring.turn();
+        ring.buckets.iter().for_each(|done| sum.add(*done));
         sum
     }
 
@@ -95,7 +100,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_hour_later_it_is_forgotten_and_what_is_not_known_is_not_nothing() {
         let hour = LastHour::default();
-        assert!(hour.is_empty() && hour.0.lock().unwrap().is_none());
+        assert!(hour.is_empty());
         let done = |prompt, completion| Done {
             exchanges: 1,
             prompt,
