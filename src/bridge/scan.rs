@@ -2,6 +2,8 @@
 //! [`Reader`] what there is of either. Neighbours: [`super::cloud`] looks for names in requests, [`super::usage`] for counts in
 //! answers.
 
+use memchr::{memchr2, memchr3};
+
 /// Is told of a document as it passes. Only documents that are valid must be told right.
 pub(super) trait Reader {
     /// What it listens to; asked again after whatever it was told.
@@ -58,15 +60,15 @@ impl Scanner {
             match self.0 {
                 _ if attention == Attention::Over => return,
                 Place::Text => {
-                    let rest = from(bytes, |byte| matches!(byte, b'"' | b'\\'));
-                    let (octets, rest) = bytes.split_at(bytes.len() - rest.len());
+                    let end = memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len());
+                    let (octets, rest) = bytes.split_at(end);
                     if attention == Attention::Texts {
                         reader.octets(octets);
                     }
                     bytes = rest;
                 }
                 Place::Between if attention == Attention::Nesting => {
-                    bytes = from(bytes, |byte| matches!(byte, b'"' | b'{' | b'}' | b'[' | b']'));
+                    bytes = from_bracket(bytes);
                 }
                 _ => {}
             }
@@ -116,10 +118,11 @@ impl Scanner {
     }
 }
 
-/// The rest from the first such byte on.
-fn from(bytes: &[u8], is_such: impl Fn(u8) -> bool) -> &[u8] {
-    let first = bytes.iter().position(|byte| is_such(*byte));
-    first.and_then(|first| bytes.get(first..)).unwrap_or_default()
+/// The rest from the first string or bracket on.
+fn from_bracket(bytes: &[u8]) -> &[u8] {
+    let first = memchr3(b'"', b'[', b']', bytes).unwrap_or(bytes.len());
+    let first = memchr2(b'{', b'}', &bytes[..first]).unwrap_or(first);
+    &bytes[first..]
 }
 
 /// What this byte means after a backslash.

@@ -89,10 +89,10 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
         }
         headers.remove(CONNECTION);
     }
-    for name in [KEEP_ALIVE, HTTP2_SETTINGS, TE, TRANSFER_ENCODING, UPGRADE] {
-        headers.remove(name);
-    }
-    remove_prefixed(headers, &["proxy-"]);
+    remove_where(headers, |name| {
+        [KEEP_ALIVE, HTTP2_SETTINGS, TE, TRANSFER_ENCODING, UPGRADE].contains(name)
+            || name.as_str().starts_with("proxy-")
+    });
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
@@ -105,37 +105,37 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
 /// Removes what a caller may not tell the bridge: its credentials and cookies, and whatever claims to come from us or from a
 /// proxy before us.
 pub fn remove_caller_identity(headers: &mut HeaderMap) {
-    for name in [
-        AUTHORIZATION,
-        PROXY_AUTHORIZATION,
-        X_API_KEY,
-        COOKIE,
-        FORWARDED,
-        X_REAL_IP,
-    ] {
-        headers.remove(name);
-    }
-    remove_prefixed(headers, &["tunnel-", "x-forwarded-"]);
+    remove_where(headers, |name| {
+        [
+            AUTHORIZATION,
+            PROXY_AUTHORIZATION,
+            X_API_KEY,
+            COOKIE,
+            FORWARDED,
+            X_REAL_IP,
+        ]
+        .contains(name)
+            || ["tunnel-", "x-forwarded-"]
+                .iter()
+                .any(|prefix| name.as_str().starts_with(prefix))
+    });
 }
 
 /// Removes from trailers what may not stand in them on any hop of ours.
 pub fn scrub_trailers(trailers: &mut HeaderMap) {
     remove_hop_by_hop(trailers, false);
     remove_caller_identity(trailers);
-    for name in [HOST, CONTENT_LENGTH, SET_COOKIE] {
-        trailers.remove(name);
-    }
+    remove_where(trailers, |name| [HOST, CONTENT_LENGTH, SET_COOKIE].contains(name));
 }
 
 /// Removes what makes Ollama answer 403 to a request that comes from elsewhere; `Host` is set by whoever sends the request.
 pub fn remove_origin(headers: &mut HeaderMap) {
-    headers.remove(ORIGIN);
-    headers.remove(REFERER);
+    remove_where(headers, |name| [ORIGIN, REFERER].contains(name));
 }
 
 /// Removes every `Tunnel-*` field, and what announces one as a trailer, so that those on a response are ours alone.
 pub fn remove_tunnel(headers: &mut HeaderMap) {
-    remove_prefixed(headers, &["tunnel-"]);
+    remove_where(headers, |name| name.as_str().starts_with("tunnel-"));
     let is_tunnel = |name: &&str| name.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("tunnel-"));
     if tokens(headers, &TRAILER).any(|name| is_tunnel(&name)) {
         let others: Vec<&str> = tokens(headers, &TRAILER).filter(|name| !is_tunnel(name)).collect();
@@ -165,14 +165,11 @@ pub fn is_plain(headers: &HeaderMap) -> bool {
     })
 }
 
-fn remove_prefixed(headers: &mut HeaderMap, prefixes: &[&str]) {
-    let matches = |name: &HeaderName| prefixes.iter().any(|prefix| name.as_str().starts_with(prefix));
-    // Nearly no message has any: look first, collect only then.
-    if headers.keys().any(matches) {
-        let found: Vec<HeaderName> = headers.keys().filter(|name| matches(name)).cloned().collect();
-        for name in found {
-            headers.remove(name);
-        }
+/// Looks at the few fields that are there, instead of for each of the many that may be: most messages have none of them.
+fn remove_where(headers: &mut HeaderMap, is_doomed: impl Fn(&HeaderName) -> bool) {
+    let doomed: Vec<HeaderName> = headers.keys().filter(|name| is_doomed(name)).cloned().collect();
+    for name in doomed {
+        headers.remove(name);
     }
 }
 

@@ -3,6 +3,7 @@
 
 use http::header::{HeaderMap, HeaderValue, TE, TRAILER};
 use http::{Method, Request};
+use serde::Serialize;
 use serde_json::Value;
 
 use super::headers::{TUNNEL_TE, TUNNEL_USAGE, has_token, remove_tunnel};
@@ -30,25 +31,14 @@ pub struct Usage {
 impl Usage {
     /// As it stands in a header field.
     pub fn to_header(&self) -> HeaderValue {
-        let model = self.model.as_deref().filter(|model| is_model(model)).map(Value::from);
-        let members = [
-            ("model", model),
-            ("prompt", self.prompt.map(Value::from)),
-            ("completion", self.completion.map(Value::from)),
-        ];
-        let known = members.into_iter().filter_map(|(name, value)| Some((name, value?)));
-        let json = Value::from_iter(known).to_string();
-        let mut ascii = String::with_capacity(json.len());
-        for c in json.chars() {
-            match c {
-                ' '..='~' => ascii.push(c),
-                _ => {
-                    let units = c.encode_utf16(&mut [0; 2]).to_vec();
-                    ascii.extend(units.iter().map(|unit| format!("\\u{unit:04x}")));
-                }
-            }
-        }
-        HeaderValue::from_str(&ascii).unwrap_or_else(|_| HeaderValue::from_static("{}"))
+        let known = Report {
+            model: self.model.as_deref().filter(|model| is_model(model)),
+            prompt: self.prompt,
+            completion: self.completion,
+        };
+        let json = serde_json::to_string(&known).unwrap_or_default();
+        let json = if json.is_ascii() { json } else { escaped(&json) };
+        HeaderValue::from_str(&json).unwrap_or_else(|_| HeaderValue::from_static("{}"))
     }
 
     /// Reads a header field; none if it tells nothing. What is not as it should be counts as unknown.
@@ -64,6 +54,31 @@ impl Usage {
         };
         (usage != Self::default()).then_some(usage)
     }
+}
+
+/// What is known, as JSON.
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    completion: Option<u64>,
+}
+
+/// JSON in ASCII: other characters only stand in strings, and are escaped there.
+fn escaped(json: &str) -> String {
+    let mut ascii = String::with_capacity(2 * json.len());
+    for c in json.chars() {
+        if c.is_ascii() {
+            ascii.push(c);
+        } else {
+            let units = c.encode_utf16(&mut [0; 2]).to_vec();
+            ascii.extend(units.iter().map(|unit| format!("\\u{unit:04x}")));
+        }
+    }
+    ascii
 }
 
 /// Whether a model may have this name.
@@ -107,11 +122,13 @@ pub fn announce(headers: &mut HeaderMap) {
     headers.append(TRAILER, TUNNEL_USAGE.into());
 }
 
-/// Puts a report that is there already into the head: an answer in one message has no trailers.
+/// Puts a report that is there already into the head, and takes back that it may follow: an answer in one piece has no trailers.
 pub fn to_head(trailers: &mut Option<HeaderMap>, headers: &mut HeaderMap) {
-    let report = trailers.as_mut().and_then(|trailers| trailers.remove(TUNNEL_USAGE));
-    if let Some(report) = report {
-        remove_tunnel(headers);
+    if !is_announced(headers) {
+        return;
+    }
+    remove_tunnel(headers);
+    if let Some(report) = trailers.as_mut().and_then(|trailers| trailers.remove(TUNNEL_USAGE)) {
         headers.insert(TUNNEL_USAGE, report);
         *trailers = trailers.take().filter(|trailers| !trailers.is_empty());
     }

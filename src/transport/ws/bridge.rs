@@ -170,10 +170,7 @@ async fn respond(request: Request<Incoming>, exchange: Arc<dyn Exchange>, ready:
     }
     let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
     match exchange.call(request).await {
-        Ok(mut response) => {
-            length::put_aside(&mut response);
-            response
-        }
+        Ok(response) => length::make_room(response),
         Err(error) => refusal_head(&error),
     }
 }

@@ -1,25 +1,100 @@
-//! The `Content-Length` of an answer that ends with trailers. On a stream, which is HTTP/1.1, an answer has one or the other (RFC
-//! 9112 §7.1.2): so the length crosses it as `Tunnel-Content-Length`, and the body in chunks.
+//! The `Content-Length` of an answer that ends with a report. On a stream, which is HTTP/1.1, an answer has a length or trailers (RFC
+//! 9112 §7.1.2). If all of it is there already, the report goes into its head; else the length crosses as `Tunnel-Content-Length`,
+//! and the body in chunks.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use http::header::CONTENT_LENGTH;
-use http::{Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 
-use crate::transport::headers::{TUNNEL_CONTENT_LENGTH, length};
-use crate::transport::{Body, BoxError, usage};
+use crate::transport::headers::{TUNNEL_CONTENT_LENGTH, TUNNEL_USAGE, length};
+use crate::transport::{Body, BoxError, full, usage};
 
-/// The bridge puts the length aside where trailers are announced.
-pub(super) fn put_aside(response: &mut Response<Body>) {
-    let headers = response.headers_mut();
-    if usage::is_announced(headers)
-        && let Some(length) = headers.remove(CONTENT_LENGTH)
-    {
-        headers.insert(TUNNEL_CONTENT_LENGTH, length);
+/// A longer answer is not looked at before it is sent, octets.
+const SHORT: u64 = 16 * 1024;
+/// More pieces of a body are not looked at.
+const PIECES: usize = 8;
+
+/// The bridge makes room for the report of an answer whose length is told.
+pub(super) fn make_room(response: Response<Body>) -> Response<Body> {
+    let headers = response.headers();
+    if !usage::is_announced(headers) || !headers.contains_key(CONTENT_LENGTH) {
+        return response;
+    }
+    let short = length(headers, &CONTENT_LENGTH).filter(|length| *length <= SHORT);
+    let (mut head, mut body) = response.into_parts();
+    if let Some(short) = short {
+        let begun = Begun::of(body);
+        if let Some((octets, mut report)) = begun.whole(short) {
+            usage::to_head(&mut report, &mut head.headers);
+            return Response::from_parts(head, full(octets));
+        }
+        body = begun.boxed_unsync();
+    }
+    if let Some(length) = head.headers.remove(CONTENT_LENGTH) {
+        head.headers.insert(TUNNEL_CONTENT_LENGTH, length);
+    }
+    Response::from_parts(head, body)
+}
+
+/// A body of which something is there already.
+struct Begun {
+    there: VecDeque<Result<Frame<Bytes>, BoxError>>,
+    rest: Option<Body>,
+}
+
+impl Begun {
+    /// Takes what is there; waits for nothing.
+    fn of(mut body: Body) -> Self {
+        let mut there = VecDeque::new();
+        while there.len() < PIECES {
+            match body.frame().now_or_never() {
+                Some(Some(frame)) => there.push_back(frame),
+                Some(None) => return Self { there, rest: None },
+                None => break,
+            }
+        }
+        Self {
+            there,
+            rest: Some(body),
+        }
+    }
+
+    /// All of the body, and what stands behind it, if it is of this length and has no trailers of its own.
+    fn whole(&self, length: u64) -> Option<(Bytes, Option<HeaderMap>)> {
+        let mut octets = BytesMut::new();
+        let mut report = None;
+        for frame in &self.there {
+            let frame = frame.as_ref().ok()?;
+            match (frame.data_ref(), frame.trailers_ref()) {
+                (Some(data), _) if report.is_none() => octets.extend_from_slice(data),
+                (_, Some(trailers)) if trailers.keys().all(|name| name == TUNNEL_USAGE) => {
+                    report = Some(trailers.clone());
+                }
+                _ => return None,
+            }
+        }
+        let is_whole = self.rest.is_none() && octets.len() as u64 == length;
+        is_whole.then(|| (octets.freeze(), report))
+    }
+}
+
+impl http_body::Body for Begun {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match (self.there.pop_front(), &mut self.rest) {
+            (Some(frame), _) => Poll::Ready(Some(frame)),
+            (None, Some(rest)) => Pin::new(rest).poll_frame(cx),
+            (None, None) => Poll::Ready(None),
+        }
     }
 }
 
@@ -75,32 +150,75 @@ impl http_body::Body for Measured {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt;
+    use futures_util::StreamExt;
     use http::header::TRAILER;
+    use http_body_util::StreamBody;
 
     use super::*;
-    use crate::transport::full;
 
     fn told(length: &str) -> Response<Body> {
         let response = Response::builder().header(TUNNEL_CONTENT_LENGTH, length);
         put_back(response.body(full("four")).unwrap())
     }
 
-    #[test]
-    fn a_length_is_put_aside_where_trailers_follow_and_put_back() {
-        for announced in [true, false] {
-            let mut response = Response::new(full("four"));
-            response.headers_mut().insert(CONTENT_LENGTH, 4.into());
-            if announced {
-                response.headers_mut().insert(TRAILER, "Tunnel-Usage".parse().unwrap());
-            }
-            put_aside(&mut response);
-            assert_eq!(response.headers().contains_key(CONTENT_LENGTH), !announced);
+    /// An answer of four octets that come in these pieces; with `None`, the rest comes later.
+    fn answer(announced: bool, pieces: &'static [Option<&'static str>]) -> Response<Body> {
+        let frames = futures_util::stream::iter(pieces).then(|piece| async move {
+            let Some(piece) = piece else {
+                tokio::task::yield_now().await;
+                return Ok(Frame::data(Bytes::new()));
+            };
+            Ok::<_, BoxError>(match piece.strip_prefix("report ") {
+                Some(report) => Frame::trailers(HeaderMap::from_iter([(TUNNEL_USAGE, report.parse().unwrap())])),
+                None => Frame::data(Bytes::from_static(piece.as_bytes())),
+            })
+        });
+        let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
+        response.headers_mut().insert(CONTENT_LENGTH, 4.into());
+        if announced {
+            response.headers_mut().insert(TRAILER, "Tunnel-Usage".parse().unwrap());
+        }
+        response
+    }
+
+    #[tokio::test]
+    async fn a_report_that_is_there_goes_into_the_head_and_else_the_length_is_put_aside_and_put_back() {
+        for (announced, pieces, in_head, aside) in [
+            (false, &[Some("four")][..], false, false),
+            (true, &[Some("four"), Some("report 7")], true, false),
+            (true, &[Some("fo"), Some("ur"), Some("report 7")], true, false),
+            (true, &[Some("four")], false, false),
+            (true, &[Some("fo"), None, Some("ur"), Some("report 7")], false, true),
+            (true, &[Some("four"), None, Some("report 7")], false, true),
+            (true, &[None, Some("four"), Some("report 7")], false, true),
+        ] {
+            let response = make_room(answer(announced, pieces));
+            let headers = response.headers();
+            assert_eq!(headers.contains_key(TUNNEL_USAGE), in_head, "{pieces:?}");
+            assert_eq!(headers.contains_key(TUNNEL_CONTENT_LENGTH), aside, "{pieces:?}");
+            assert_eq!(headers.contains_key(CONTENT_LENGTH), !aside, "{pieces:?}");
+            assert_eq!(headers.contains_key(TRAILER), aside, "{pieces:?}");
             let response = put_back(response);
             assert_eq!(response.headers()[CONTENT_LENGTH], "4");
-            let body = response.into_body().collect().now_or_never().unwrap();
-            assert_eq!(body.unwrap().to_bytes(), "four");
+            let body = response.into_body().collect().await.unwrap();
+            assert_eq!(body.trailers().is_some(), aside, "{pieces:?}");
+            assert_eq!(body.to_bytes(), "four");
         }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_or_is_too_short_is_passed_on_as_it_is() {
+        let short = make_room(answer(true, &[Some("fou"), Some("report 7")]));
+        assert!(put_back(short).into_body().collect().await.is_err());
+        let (head, _) = answer(true, &[]).into_parts();
+        let pieces = [
+            Ok(Frame::data(Bytes::from_static(b"fo"))),
+            Err(BoxError::from("broken")),
+        ];
+        let body = StreamBody::new(futures_util::stream::iter(pieces)).boxed_unsync();
+        let broken = make_room(Response::from_parts(head, body));
+        assert_eq!(broken.headers()[TUNNEL_CONTENT_LENGTH], "4");
+        assert!(broken.into_body().collect().await.is_err());
     }
 
     #[test]
