@@ -80,12 +80,21 @@ impl Swarm {
         }
     }
 
-    /// Requests at once on each bridge, bridge after bridge, many side by side.
+    /// Requests at once on each bridge, bridge after bridge, many side by side; each user has one token for all of them.
     pub(crate) async fn burst(&self) {
+        let users = self.bridges.div_ceil(PER_USER);
+        let bearers: Arc<[String]> = (0..users)
+            .map(|number| format!("Bearer {}", token(&user(number * PER_USER))))
+            .collect();
         let mut workers = JoinSet::new();
         for worker in 0..SIDE_BY_SIDE.min(self.bridges) {
             let numbers = (worker..self.bridges).step_by(SIDE_BY_SIDE);
-            workers.spawn(requests(self.relay, numbers.collect(), self.together));
+            workers.spawn(requests(
+                self.relay,
+                numbers.collect(),
+                self.together,
+                Arc::clone(&bearers),
+            ));
         }
         timeout(PATIENCE, workers.join_all())
             .await
@@ -160,13 +169,13 @@ impl Exchange for Together {
 }
 
 /// The requests of some bridges, one bridge after the other, over one HTTP/2 connection.
-async fn requests(relay: SocketAddr, bridges: Vec<usize>, together: usize) {
+async fn requests(relay: SocketAddr, bridges: Vec<usize>, together: usize, bearers: Arc<[String]>) {
     let stream = TcpStream::connect(relay).await.unwrap();
     stream.set_nodelay(true).unwrap();
     let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     let connection = tokio::spawn(connection);
     for number in bridges {
-        let bearer = format!("Bearer {}", token(&user(number)));
+        let bearer = &bearers[number / PER_USER];
         let mut exchanges = JoinSet::new();
         for _ in 0..together {
             exchanges.spawn(request(sender.clone(), relay, bearer.clone(), name(number)));

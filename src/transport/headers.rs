@@ -50,6 +50,22 @@ pub const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
+/// Of one connection only, beside `Connection`, what that names, and `Proxy-*`.
+static HOP_BY_HOP: [HeaderName; 5] = [KEEP_ALIVE, HTTP2_SETTINGS, TE, TRANSFER_ENCODING, UPGRADE];
+/// What a caller may not tell the bridge, beside `Tunnel-*` and `X-Forwarded-*`.
+static CALLERS_OWN: [HeaderName; 6] = [
+    AUTHORIZATION,
+    PROXY_AUTHORIZATION,
+    X_API_KEY,
+    COOKIE,
+    FORWARDED,
+    X_REAL_IP,
+];
+/// What stands in no trailers, besides (RFC 9110 §6.5.1).
+static OF_HEADS: [HeaderName; 3] = [HOST, CONTENT_LENGTH, SET_COOKIE];
+/// What tells which page asks.
+static OF_PAGES: [HeaderName; 2] = [ORIGIN, REFERER];
+
 /// Whether the message asks for (or announces) another protocol on its connection (RFC 9110 §7.8).
 pub fn is_upgrade(headers: &HeaderMap) -> bool {
     // Nothing but a WebSocket: after an upgrade to h2c a caller would speak to the local server past the policy.
@@ -90,8 +106,7 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
         headers.remove(CONNECTION);
     }
     remove_where(headers, |name| {
-        [KEEP_ALIVE, HTTP2_SETTINGS, TE, TRANSFER_ENCODING, UPGRADE].contains(name)
-            || name.as_str().starts_with("proxy-")
+        HOP_BY_HOP.contains(name) || name.as_str().starts_with("proxy-")
     });
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
@@ -106,18 +121,8 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
 /// proxy before us.
 pub fn remove_caller_identity(headers: &mut HeaderMap) {
     remove_where(headers, |name| {
-        [
-            AUTHORIZATION,
-            PROXY_AUTHORIZATION,
-            X_API_KEY,
-            COOKIE,
-            FORWARDED,
-            X_REAL_IP,
-        ]
-        .contains(name)
-            || ["tunnel-", "x-forwarded-"]
-                .iter()
-                .any(|prefix| name.as_str().starts_with(prefix))
+        let text = name.as_str();
+        CALLERS_OWN.contains(name) || text.starts_with("tunnel-") || text.starts_with("x-forwarded-")
     });
 }
 
@@ -125,12 +130,12 @@ pub fn remove_caller_identity(headers: &mut HeaderMap) {
 pub fn scrub_trailers(trailers: &mut HeaderMap) {
     remove_hop_by_hop(trailers, false);
     remove_caller_identity(trailers);
-    remove_where(trailers, |name| [HOST, CONTENT_LENGTH, SET_COOKIE].contains(name));
+    remove_where(trailers, |name| OF_HEADS.contains(name));
 }
 
 /// Removes what makes Ollama answer 403 to a request that comes from elsewhere; `Host` is set by whoever sends the request.
 pub fn remove_origin(headers: &mut HeaderMap) {
-    remove_where(headers, |name| [ORIGIN, REFERER].contains(name));
+    remove_where(headers, |name| OF_PAGES.contains(name));
 }
 
 /// Removes every `Tunnel-*` field, and what announces one as a trailer, so that those on a response are ours alone.
