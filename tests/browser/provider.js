@@ -6,7 +6,7 @@
 //                                  {} once somebody else's device was let in, or not
 //   reuse TOKEN                    what is said to a refresh token that was used before, as a thief's
 
-import { createHash, generateKeyPairSync, randomBytes } from 'node:crypto';
+import { createHash, createPrivateKey, generateKeyPairSync, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { createServer } from 'node:http';
 import { createInterface } from 'node:readline';
@@ -30,7 +30,13 @@ const server = createServer().listen(0, '127.0.0.1');
 await once(server, 'listening');
 const issuer = `http://127.0.0.1:${server.address().port}`;
 
-const key = generateKeyPairSync('rsa', { modulusLength: 2048 }).privateKey.export({ format: 'jwk' });
+// By way of PEM: Node may wait for itself for ever when the keys that it made are collected while one of them is exported as JWK.
+const { privateKey: pem } = generateKeyPairSync('rsa', {
+  modulusLength: 2048,
+  publicKeyEncoding: { type: 'spki', format: 'pem' },
+  privateKeyEncoding: { type: 'pkcs8', format: 'pem' },
+});
+const key = createPrivateKey(pem).export({ format: 'jwk' });
 const provider = new Provider(issuer, {
   jwks: { keys: [{ ...key, alg: 'RS256', use: 'sig' }] },
   cookies: { keys: [randomBytes(16).toString('hex')] },
