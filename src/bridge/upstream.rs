@@ -7,6 +7,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::header::HOST;
 use http::{HeaderMap, HeaderValue, Request, Response, Uri};
+use tokio::sync::Semaphore;
 
 use crate::transport::dial::{BaseUrl, Dialer};
 use crate::transport::http1::{Connection, Pool};
@@ -35,7 +36,7 @@ impl Upstream {
             base,
             extra,
             dialer,
-            pool: Pool::new(KEPT, KEPT_FOR),
+            pool: Pool::new(Arc::new(Semaphore::new(KEPT)), KEPT_FOR),
         }
     }
 

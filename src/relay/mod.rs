@@ -74,6 +74,8 @@ use crate::transport::headers::X_REQUEST_ID;
 
 /// Between two sweeps of the registry and the heap.
 const SWEEP: Duration = Duration::from_secs(5);
+/// Streams of all links that are kept for their next exchange: each holds 27 KiB.
+const KEPT_STREAMS: usize = 1024;
 /// More than there is, octets.
 const TOO_MUCH: usize = isize::MAX as usize / 2;
 /// Connections at once to the port that sends callers on to `https://`.
@@ -113,6 +115,8 @@ pub struct Relay {
     /// Connections over which callers still ask for something, or may.
     callers: Arc<Counter>,
     connections: Arc<Semaphore>,
+    /// For the streams of all links that are kept for their next exchange.
+    kept_streams: Arc<Semaphore>,
     redirects: Arc<Semaphore>,
     port: OnceLock<u16>,
     request_ids: RequestIds,
@@ -153,6 +157,7 @@ impl Relay {
             ledger: Ledger::default(),
             callers: Arc::default(),
             connections: Arc::new(Semaphore::new(config.limits.connections)),
+            kept_streams: Arc::new(Semaphore::new(KEPT_STREAMS)),
             redirects: Arc::new(Semaphore::new(REDIRECTS)),
             port: OnceLock::new(),
             request_ids: RequestIds::new(),

@@ -239,7 +239,11 @@ async fn run(
     transports: Vec<String>,
 ) {
     let socket = Socket::new(io, read, Role::Server).await;
-    let (link, mut driver) = WsLink::new(socket, relay.config.limits.in_flight_per_bridge);
+    let (link, mut driver) = WsLink::new(
+        socket,
+        relay.config.limits.in_flight_per_bridge,
+        Arc::clone(&relay.kept_streams),
+    );
     let link = Arc::new(link);
     let said = match prove(&link, &mut driver).await {
         Ok(said) => said,

@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::{Body, BoxError, ExchangeError};
@@ -60,19 +61,26 @@ impl Connection {
 
 /// Connections that wait for their next exchange, the last used first.
 pub struct Pool {
-    idle: Mutex<VecDeque<(Connection, Instant)>>,
-    most: usize,
+    idle: Mutex<VecDeque<Idle>>,
+    /// For as many as may wait, in this pool and whichever share it: each holds buffers.
+    room: Arc<Semaphore>,
     max_idle: Duration,
     /// Told when a connection comes to wait where none did.
     waiting: tokio::sync::Notify,
 }
 
+struct Idle {
+    connection: Connection,
+    since: Instant,
+    place: OwnedSemaphorePermit,
+}
+
 impl Pool {
-    /// Keeps at most `most` connections, each for at most `max_idle`.
-    pub fn new(most: usize, max_idle: Duration) -> Arc<Self> {
+    /// Keeps as many connections as there is room for, each for at most `max_idle`.
+    pub fn new(room: Arc<Semaphore>, max_idle: Duration) -> Arc<Self> {
         Arc::new(Self {
             idle: Mutex::new(VecDeque::new()),
-            most,
+            room,
             max_idle,
             waiting: tokio::sync::Notify::new(),
         })
@@ -83,9 +91,9 @@ impl Pool {
         loop {
             // Not in one expression: the lock must not be held while a dead connection is polled and dropped.
             let last = self.lock().pop_back();
-            let (mut connection, since) = last?;
-            if since.elapsed() < self.max_idle && connection.is_reusable() {
-                return Some(connection);
+            let mut last = last?;
+            if last.since.elapsed() < self.max_idle && last.connection.is_reusable() {
+                return Some(last.connection);
             }
         }
     }
@@ -125,19 +133,29 @@ impl Pool {
             return;
         }
         let mut idle = self.lock();
-        let over = (idle.len() >= self.most).then(|| idle.pop_front());
-        idle.push_back((connection, Instant::now()));
+        let (place, _over) = match Arc::clone(&self.room).try_acquire_owned() {
+            Ok(place) => (place, None),
+            // The oldest makes room, if one of them is here.
+            Err(_) => match idle.pop_front() {
+                Some(oldest) => (oldest.place, Some(oldest.connection)),
+                None => return,
+            },
+        };
+        idle.push_back(Idle {
+            connection,
+            since: Instant::now(),
+            place,
+        });
         if idle.len() == 1 {
             self.waiting.notify_one();
         }
         drop(idle);
-        drop(over);
     }
 
     /// Closes connections as their time comes; never ends.
     pub async fn expire(&self) -> std::convert::Infallible {
         loop {
-            let oldest = self.lock().front().map(|(_, since)| *since);
+            let oldest = self.lock().front().map(|oldest| oldest.since);
             match oldest {
                 None => self.waiting.notified().await,
                 Some(since) => {
@@ -151,7 +169,10 @@ impl Pool {
     fn close_expired(&self) {
         let mut over = Vec::new();
         let mut idle = self.lock();
-        while idle.front().is_some_and(|(_, since)| since.elapsed() >= self.max_idle) {
+        while idle
+            .front()
+            .is_some_and(|oldest| oldest.since.elapsed() >= self.max_idle)
+        {
             over.extend(idle.pop_front());
         }
         if idle.is_empty() {
@@ -167,7 +188,7 @@ impl Pool {
         drop(all);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<(Connection, Instant)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Idle>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -382,5 +403,27 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for ReadOn<T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn pools_that_share_room_keep_no_more_connections_than_it_has() {
+        let room = Arc::new(Semaphore::new(1));
+        let [one, other] = [(); 2].map(|()| Pool::new(Arc::clone(&room), Duration::from_secs(10)));
+        let mut far_ends = Vec::new();
+        for (pool, kept) in [(&one, 1), (&one, 1), (&other, 0)] {
+            let (near, far) = tokio::io::duplex(64);
+            far_ends.push(far);
+            pool.put(Connection::begin(near).await.unwrap());
+            assert_eq!(pool.lock().len(), kept);
+        }
+        let taken = one.take().expect("the younger of two");
+        other.put(taken);
+        assert_eq!((one.lock().len(), other.lock().len()), (0, 1));
+        assert!(one.take().is_none());
     }
 }

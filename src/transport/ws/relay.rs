@@ -9,6 +9,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
 
 use super::control::Control;
 use super::length;
@@ -27,10 +28,15 @@ pub struct WsLink {
 }
 
 impl WsLink {
-    /// Makes a link of a WebSocket. Somebody must drive the [`Driver`], and [`WsLink::expire_idle`] beside it.
-    pub fn new<S: AsyncRead + AsyncWrite + Unpin>(socket: Socket<S>, max_in_flight: usize) -> (Self, Driver<S>) {
+    /// Makes a link of a WebSocket; `kept` is for the streams, of all links, that are kept for their next exchange. Somebody must
+    /// drive the [`Driver`], and [`WsLink::expire_idle`] beside it.
+    pub fn new<S: AsyncRead + AsyncWrite + Unpin>(
+        socket: Socket<S>,
+        max_in_flight: usize,
+        kept: Arc<Semaphore>,
+    ) -> (Self, Driver<S>) {
         let (mux, driver) = mux::start(socket, Side::Opener, max_in_flight);
-        let pool = Pool::new(max_in_flight, TUNING.idle_stream);
+        let pool = Pool::new(kept, TUNING.idle_stream);
         (Self { mux, pool }, driver)
     }
 
