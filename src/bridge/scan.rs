@@ -4,6 +4,9 @@
 
 use memchr::{memchr2, memchr3};
 
+/// What is looked through at once for several octets, octets.
+const WINDOW: usize = 256;
+
 /// Is told of a document as it passes. Only documents that are valid must be told right.
 pub(super) trait Reader {
     /// What it listens to; asked again after whatever it was told.
@@ -120,9 +123,15 @@ impl Scanner {
 
 /// The rest from the first string or bracket on.
 fn from_bracket(bytes: &[u8]) -> &[u8] {
-    let first = memchr3(b'"', b'[', b']', bytes).unwrap_or(bytes.len());
-    let first = memchr2(b'{', b'}', &bytes[..first]).unwrap_or(first);
-    &bytes[first..]
+    // Bit by bit: where brackets stand close, each search would look far beyond the first for the others.
+    for (number, window) in bytes.chunks(WINDOW).enumerate() {
+        let first = memchr3(b'"', b'[', b']', window).unwrap_or(window.len());
+        let first = memchr2(b'{', b'}', &window[..first]).unwrap_or(first);
+        if first < window.len() {
+            return &bytes[number * WINDOW + first..];
+        }
+    }
+    &[]
 }
 
 /// What this byte means after a backslash.
@@ -134,5 +143,25 @@ fn meant(byte: u8) -> u8 {
         b'r' => b'\r',
         b't' => b'\t',
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_string_or_bracket_is_found_wherever_it_stands() {
+        for mark in ["\"", "{", "}", "[", "]"] {
+            for before in [0, 1, WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW] {
+                let text = format!("{}{mark}{{[\"", "1".repeat(before));
+                assert_eq!(
+                    from_bracket(text.as_bytes()),
+                    &text.as_bytes()[before..],
+                    "{mark} {before}"
+                );
+            }
+        }
+        assert!(from_bracket(&[b'1'; 3 * WINDOW]).is_empty() && from_bracket(b"").is_empty());
     }
 }

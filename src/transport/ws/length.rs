@@ -55,7 +55,12 @@ impl Begun {
         let mut there = VecDeque::new();
         while there.len() < PIECES {
             match body.frame().now_or_never() {
-                Some(Some(frame)) => there.push_back(frame),
+                Some(Some(Ok(frame))) => there.push_back(Ok(frame)),
+                // Nothing follows an error.
+                Some(Some(Err(error))) => {
+                    there.push_back(Err(error));
+                    return Self { there, rest: None };
+                }
                 Some(None) => return Self { there, rest: None },
                 None => break,
             }
