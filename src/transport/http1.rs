@@ -133,7 +133,7 @@ impl Pool {
             return;
         }
         let mut idle = self.lock();
-        let (place, _over) = match Arc::clone(&self.room).try_acquire_owned() {
+        let (place, over) = match Arc::clone(&self.room).try_acquire_owned() {
             Ok(place) => (place, None),
             // The oldest makes room, if one of them is here.
             Err(_) => match idle.pop_front() {
@@ -150,6 +150,7 @@ impl Pool {
             self.waiting.notify_one();
         }
         drop(idle);
+        drop(over);
     }
 
     /// Closes connections as their time comes; never ends.

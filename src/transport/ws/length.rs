@@ -156,7 +156,7 @@ impl http_body::Body for Measured {
 #[cfg(test)]
 mod tests {
     use futures_util::StreamExt;
-    use http::header::TRAILER;
+    use http::header::{ETAG, TRAILER};
     use http_body_util::StreamBody;
 
     use super::*;
@@ -199,15 +199,45 @@ mod tests {
         ] {
             let response = make_room(answer(announced, pieces));
             let headers = response.headers();
-            assert_eq!(headers.contains_key(TUNNEL_USAGE), in_head, "{pieces:?}");
+            let report = headers.get(TUNNEL_USAGE).map(|report| report.to_str().unwrap());
+            assert_eq!(report, in_head.then_some("7"), "{pieces:?}");
             assert_eq!(headers.contains_key(TUNNEL_CONTENT_LENGTH), aside, "{pieces:?}");
             assert_eq!(headers.contains_key(CONTENT_LENGTH), !aside, "{pieces:?}");
             assert_eq!(headers.contains_key(TRAILER), aside, "{pieces:?}");
             let response = put_back(response);
             assert_eq!(response.headers()[CONTENT_LENGTH], "4");
             let body = response.into_body().collect().await.unwrap();
-            assert_eq!(body.trailers().is_some(), aside, "{pieces:?}");
+            let trailers = body.trailers().map(|trailers| trailers[TUNNEL_USAGE].to_str().unwrap());
+            assert_eq!(trailers, aside.then_some("7"), "{pieces:?}");
             assert_eq!(body.to_bytes(), "four");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_long_or_comes_in_many_pieces_or_has_trailers_of_its_own_is_passed_on_as_it_is() {
+        let report = || Frame::trailers(HeaderMap::from_iter([(TUNNEL_USAGE, "7".parse().unwrap())]));
+        let own = || Frame::trailers(HeaderMap::from_iter([(ETAG, "own".parse().unwrap())]));
+        let octets = |length: usize| Frame::data(Bytes::from(vec![b'x'; length]));
+        let piecemeal = |pieces: usize| (0..pieces).map(|_| octets(1)).chain([report()]).collect();
+        for (frames, length, aside) in [
+            (vec![octets(SHORT as usize), report()], SHORT, false),
+            (vec![octets(SHORT as usize + 1), report()], SHORT + 1, true),
+            (piecemeal(PIECES - 2), PIECES as u64 - 2, false),
+            (piecemeal(PIECES), PIECES as u64, true),
+            (vec![octets(4), own()], 4, true),
+        ] {
+            let (mut head, _) = answer(true, &[]).into_parts();
+            head.headers.insert(CONTENT_LENGTH, length.into());
+            let frames = futures_util::stream::iter(frames).map(Ok::<_, BoxError>);
+            let response = make_room(Response::from_parts(head, StreamBody::new(frames).boxed_unsync()));
+            assert_eq!(
+                response.headers().contains_key(TUNNEL_CONTENT_LENGTH),
+                aside,
+                "{length}"
+            );
+            let body = put_back(response).into_body().collect().await.unwrap();
+            assert_eq!(body.trailers().is_some(), aside, "{length}");
+            assert_eq!(body.to_bytes().len() as u64, length);
         }
     }
 
