@@ -5,6 +5,7 @@ import { askJson } from './api.js';
 import { announce, byId, copy, during, el, open, setOptions, setText, show } from './dom.js';
 import { sorted } from './live.js';
 import { qrCode } from './qr.js';
+import { credential } from './session.js';
 import { ago, day, moment, span } from './words.js';
 
 const DAY = 24 * 3600;
@@ -96,6 +97,8 @@ async function make() {
   };
   try {
     const made = await askJson('-/keys', { method: 'POST', body: wish });
+    // Who signed out meanwhile leaves no secret on the screen.
+    if (credential() === null) return;
     byId('key-dialog').close();
     present(made.key);
     await list();
