@@ -44,7 +44,9 @@ function item(share, words, act) {
 async function list() {
   asking += 1;
   const turn = asking;
-  const told = await askJson('-/shares');
+  const told = await askJson('-/shares').catch((error) => {
+    if (turn === asking) throw error;
+  });
   if (turn !== asking) return;
   ({ shares } = told);
   showAway();
